@@ -1,0 +1,1 @@
+//! HTTPS around the registry: discovery, encodings, watch streams, subresources, authentication, authorisation.

@@ -1,0 +1,1 @@
+//! The lichen binary: server, agent, up, demo, token, apply, get, logs, bench.

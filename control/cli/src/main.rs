@@ -1,0 +1,3 @@
+//! The `lichen` command.
+
+fn main() {}

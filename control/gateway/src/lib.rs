@@ -1,0 +1,1 @@
+//! MQTT to sessions to registry, and the embedded broker.

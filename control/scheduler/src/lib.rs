@@ -1,0 +1,1 @@
+//! The scheduler, pure: a snapshot and pods to place give a plan.

@@ -1,0 +1,1 @@
+//! Composition of a server: configuration, build, run; and the workqueue that drives the reconcilers.

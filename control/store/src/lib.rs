@@ -1,0 +1,1 @@
+//! The replicated, revisioned store: records, transactions, apply, watch; redb below, openraft around.

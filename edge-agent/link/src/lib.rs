@@ -1,0 +1,1 @@
+//! The MQTT adapter for a wire session.

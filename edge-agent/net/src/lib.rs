@@ -1,0 +1,1 @@
+//! Service proxy: pure tables and socket shells.

@@ -1,0 +1,1 @@
+//! Composition of a node, and the binary lichen-agent.

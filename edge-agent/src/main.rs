@@ -1,0 +1,3 @@
+//! The `lichen-agent` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The Runtime trait, its mock, its conformance suite, and the Wasm adapter.

@@ -1,0 +1,1 @@
+//! The harness: dependency rules, end to end with real clients, cross builds, simulation.

@@ -1,0 +1,1 @@
+//! The component host: limits, instances, capabilities. Knows no Pod.
