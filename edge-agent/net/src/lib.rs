@@ -1,1 +1,5 @@
 //! Service proxy: pure tables and socket shells.
+
+mod address;
+
+pub use address::AddressMode;
