@@ -1,1 +1,30 @@
-//! The replicated, revisioned store: records, transactions, apply, watch; redb below, openraft around.
+//! The replicated, revisioned store.
+//!
+//! Objects are [`Record`]s under [`Key`]s. A [`Txn`] changes several of them at one [`Revision`], or none. Every
+//! change is a [`Change`] in a bounded history, from which any number of [`Watch`]es read.
+//!
+//! Invariants: `apply` is deterministic; an acknowledged transaction is durable; all the puts of one transaction carry
+//! one revision; nobody sees a revision before all changes up to it can be watched. Deliberately absent: any knowledge
+//! of Kubernetes' kinds, admission, patches, authorisation.
+
+mod apply;
+mod change;
+mod codec;
+mod history;
+mod hub;
+mod key;
+mod record;
+mod state;
+mod store;
+mod txn;
+
+pub use apply::{Applied, Rejection, View, apply};
+pub use change::{Change, ChangeKind};
+pub use codec::DecodeError;
+pub use history::HistoryBounds;
+pub use hub::{Compacted, Event, Watch, WatchError};
+pub use key::{Key, Revision, Term};
+pub use record::{Draft, Pairs, Record};
+pub use state::{Page, RangeError, RangeOptions};
+pub use store::{CommitError, Committed, Config, ErrorKind, Leadership, OpenError, Store};
+pub use txn::{Action, Op, Precondition, TXN_BYTES_MAX, TXN_OPS_MAX, Txn};
