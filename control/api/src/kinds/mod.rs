@@ -1,0 +1,14 @@
+//! One file a kind: names, columns, selectable fields, strategy.
+
+pub mod configmap;
+pub mod deployment;
+pub mod endpointslice;
+pub mod event;
+pub mod lease;
+pub mod namespace;
+pub mod node;
+pub mod pod;
+pub mod replicaset;
+pub mod secret;
+pub mod service;
+pub mod serviceaccount;

@@ -1,0 +1,181 @@
+//! The table of kinds: everything the API layer knows about a kind, as one entry.
+//!
+//! Invariant: a new kind is one file under `kinds/` and one line in [`RESOURCES`]; nothing else in the API layer names a kind. HTTP and
+//! storage are deliberately absent.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::field::FieldError;
+use crate::kinds;
+
+/// One kind that the API serves.
+pub struct Resource {
+    /// API group; empty for core.
+    pub group: &'static str,
+    /// API version, `v1`.
+    pub version: &'static str,
+    /// The kind, `Pod`.
+    pub kind: &'static str,
+    /// The resource's plural name as in paths, `pods`.
+    pub plural: &'static str,
+    /// The singular name, `pod`.
+    pub singular: &'static str,
+    /// Short names, `po`.
+    pub short_names: &'static [&'static str],
+    /// Categories, `all`.
+    pub categories: &'static [&'static str],
+    /// Whether objects live in a namespace.
+    pub namespaced: bool,
+    /// Whether the whole collection can be deleted in one request.
+    pub delete_collection: bool,
+    /// Whether PUT on an absent name creates the object.
+    pub create_on_update: bool,
+    /// Whether an update must carry a resourceVersion.
+    pub update_needs_version: bool,
+    /// Names of the subresources, `status`, `scale`, `log`.
+    pub subresources: &'static [&'static str],
+    /// Columns of the server-side Table.
+    pub columns: &'static [Column],
+    /// Cells of one object, one for each column.
+    pub row: fn(&Value, Timestamp) -> Vec<Value>,
+    /// Fields that a field selector may name beside `metadata.name` and `metadata.namespace`.
+    pub fields: &'static [FieldSelector],
+    /// Decoding, defaulting, validation.
+    pub strategy: &'static dyn Strategy,
+}
+
+/// One column of a Table.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// The header as kubectl knows it.
+    pub name: &'static str,
+    /// JSON type: `string`, `integer`.
+    pub kind: &'static str,
+    /// `name` for the column that holds the name.
+    pub format: &'static str,
+    /// What the column shows.
+    pub description: &'static str,
+    /// 0 always, 1 with `-o wide`.
+    pub priority: i32,
+}
+
+/// One field that a field selector may name.
+#[derive(Clone, Copy)]
+pub struct FieldSelector {
+    /// The path, `spec.nodeName`.
+    pub name: &'static str,
+    /// Its value as text; absent fields are empty.
+    pub get: fn(&Value) -> String,
+}
+
+/// Why a JSON value is no object of its kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct DecodeError {
+    /// JSON path of the offending value; empty for the object itself.
+    pub path: String,
+    /// What is wrong, path included.
+    pub message: String,
+}
+
+/// What differs from kind to kind on a write. Objects go through the phases in this order: decode, prepare, default, validate.
+///
+/// Implementations are pure: no clock, no randomness, no knowledge of other objects.
+pub trait Strategy: Send + Sync {
+    /// Checks types and drops what the kind does not know; each dropped field's path goes to `on_unknown`.
+    fn decode(&self, object: Value, on_unknown: &mut dyn FnMut(&str)) -> Result<Value, DecodeError>;
+    /// Fills in what the client left out. Idempotent.
+    fn default(&self, object: &mut Value);
+    /// Clears what a client may not set on create (status), sets the first generation.
+    fn prepare_create(&self, object: &mut Value);
+    /// Carries over from `old` what this request may not change: `sub` is None for the main resource or Some("status"). Bumps the
+    /// generation when the desired state changed.
+    fn prepare_update(&self, new: &mut Value, old: &Value, sub: Option<&str>);
+    /// Every rule that a single object can break, metadata included.
+    fn validate(&self, object: &Value) -> Vec<FieldError>;
+    /// Rules about the change from `old` to `new` (immutability), those of [`Strategy::validate`] included.
+    fn validate_update(&self, new: &Value, old: &Value, sub: Option<&str>) -> Vec<FieldError>;
+    /// Hints for the client that go into `Warning` headers.
+    fn warnings(&self, object: &Value) -> Vec<String>;
+}
+
+impl Resource {
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        match self.group {
+            "" => self.version.to_owned(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
+    /// `pods` or `deployments.apps`: how messages name the resource.
+    pub fn qualified_plural(&self) -> String {
+        match self.group {
+            "" => self.plural.to_owned(),
+            group => format!("{}.{group}", self.plural),
+        }
+    }
+
+    /// `PodList`.
+    pub fn list_kind(&self) -> String {
+        format!("{}List", self.kind)
+    }
+
+    /// Whether the subresource exists.
+    pub fn has_subresource(&self, name: &str) -> bool {
+        self.subresources.contains(&name)
+    }
+
+    /// All selectable fields of an object with their values, `metadata.name` and `metadata.namespace` first.
+    pub fn field_values(&self, object: &Value) -> Vec<(String, String)> {
+        let mut values = Vec::with_capacity(self.fields.len() + 2);
+        let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+        values.push(("metadata.name".to_owned(), text("/metadata/name")));
+        if self.namespaced {
+            values.push(("metadata.namespace".to_owned(), text("/metadata/namespace")));
+        }
+        values.extend(self.fields.iter().map(|field| (field.name.to_owned(), (field.get)(object))));
+        values
+    }
+
+    /// Whether a field selector may name this field.
+    pub fn selects_by(&self, field: &str) -> bool {
+        field == "metadata.name"
+            || (self.namespaced && field == "metadata.namespace")
+            || self.fields.iter().any(|known| known.name == field)
+    }
+}
+
+/// Every kind that the API serves.
+pub static RESOURCES: &[&Resource] = &[
+    &kinds::configmap::RESOURCE,
+    &kinds::event::RESOURCE,
+    &kinds::namespace::RESOURCE,
+    &kinds::node::RESOURCE,
+    &kinds::pod::RESOURCE,
+    &kinds::secret::RESOURCE,
+    &kinds::service::RESOURCE,
+    &kinds::serviceaccount::RESOURCE,
+    &kinds::deployment::RESOURCE,
+    &kinds::replicaset::RESOURCE,
+    &kinds::lease::RESOURCE,
+    &kinds::endpointslice::RESOURCE,
+];
+
+/// Finds a kind by the names in a path.
+pub fn by_plural(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    RESOURCES
+        .iter()
+        .copied()
+        .find(|resource| resource.plural == plural && resource.group == group && resource.version == version)
+}
+
+/// Finds a kind by an object's `apiVersion` and `kind`.
+pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Resource> {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    RESOURCES
+        .iter()
+        .copied()
+        .find(|resource| resource.kind == kind && resource.group == group && resource.version == version)
+}
