@@ -1,1 +1,17 @@
-//! The Runtime trait, its mock, its conformance suite, and the Wasm adapter.
+//! What runs a container on a node: the [`Runtime`] trait, its mock, its conformance suite, container logs, and the Wasm
+//! adapter.
+//!
+//! The trait is shaped by two very different things at once: a component inside this process, and an OCI process that
+//! outlives it. Neither Pods nor restart policies nor networking appear here: a container has an id chosen by the caller,
+//! an artifact that is already on disk and verified, and one typed [`Exit`].
+
+pub mod container;
+pub mod logs;
+pub mod mock;
+pub mod runtime;
+
+pub use container::{
+    Adoption, Artifact, ContainerId, ContainerSpec, Event, Exit, InvalidId, Limits, Mount, State, Stats,
+};
+pub use logs::{LogError, LogLine, LogOptions, LogStream, Stream};
+pub use runtime::{ExecRequest, ExecSession, Runtime, RuntimeError};

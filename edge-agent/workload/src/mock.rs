@@ -1,0 +1,288 @@
+//! A runtime that runs nothing: each container does what the test says, when the test says it.
+//!
+//! Deterministic: no thread, no timer, no clock of its own. A container ends when [`MockRuntime::exit`] is called or when it
+//! is stopped; its stop answers at once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
+use tokio::sync::broadcast;
+
+use crate::container::{Adoption, Artifact, ContainerId, ContainerSpec, Event, Exit, State, Stats};
+use crate::logs::{LogOptions, LogStream};
+use crate::runtime::{EVENT_QUEUE_MAX, ExecRequest, ExecSession, Runtime, RuntimeError};
+
+/// What was asked of the mock, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// [`Runtime::prepare`].
+    Prepare(Artifact),
+    /// [`Runtime::create`].
+    Create(ContainerId),
+    /// [`Runtime::start`].
+    Start(ContainerId),
+    /// [`Runtime::stop`] with its grace.
+    Stop(ContainerId, Duration),
+    /// [`Runtime::remove`].
+    Remove(ContainerId),
+}
+
+/// Makes an error for each call that should fail.
+pub type Fault = Arc<dyn Fn() -> RuntimeError + Send + Sync>;
+
+/// How containers of an artifact behave.
+#[derive(Clone, Default)]
+pub struct Script {
+    /// The error that [`Runtime::prepare`] gives.
+    pub prepare: Option<Fault>,
+    /// The error that [`Runtime::start`] gives.
+    pub start: Option<Fault>,
+    /// Ends as soon as it was started.
+    pub exit_at_start: Option<Exit>,
+    /// How it ends when it is stopped; without this with [`Exit::Killed`].
+    pub exit_at_stop: Option<Exit>,
+    /// What its log says.
+    pub output: Vec<String>,
+    /// What became of it when an agent asks after a restart; without this it is lost.
+    pub adoption: Option<Adoption>,
+}
+
+struct Container {
+    spec: ContainerSpec,
+    state: State,
+}
+
+#[derive(Default)]
+struct Inner {
+    containers: BTreeMap<ContainerId, Container>,
+    /// By the text of the artifact's path.
+    scripts: BTreeMap<String, Script>,
+    calls: Vec<Call>,
+}
+
+/// A runtime for tests. Clones share one state.
+#[derive(Clone)]
+pub struct MockRuntime {
+    inner: Arc<Mutex<Inner>>,
+    events: broadcast::Sender<Event>,
+    clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+}
+
+impl Default for MockRuntime {
+    fn default() -> Self {
+        Self::new(|| SystemTime::UNIX_EPOCH)
+    }
+}
+
+impl MockRuntime {
+    /// A mock whose times are the clock's.
+    pub fn new(clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        let (events, _) = broadcast::channel(EVENT_QUEUE_MAX);
+        Self { inner: Arc::default(), events, clock: Arc::new(clock) }
+    }
+
+    /// Sets how containers of the artifact at this path behave.
+    pub fn script(&self, artifact_path: impl Into<String>, script: Script) {
+        self.lock().scripts.insert(artifact_path.into(), script);
+    }
+
+    /// Ends a running container.
+    pub fn exit(&self, id: &ContainerId, exit: Exit) -> Result<(), RuntimeError> {
+        let mut inner = self.lock();
+        let container = inner.containers.get_mut(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
+        let State::Running { started } = container.state else {
+            return Err(RuntimeError::WrongState { id: id.clone(), state: state_name(&container.state) });
+        };
+        container.state = State::Exited { started, finished: (self.clock)(), exit: exit.clone() };
+        drop(inner);
+        self.tell(Event::Exited { id: id.clone(), exit });
+        Ok(())
+    }
+
+    /// Everything asked so far.
+    pub fn calls(&self) -> Vec<Call> {
+        self.lock().calls.clone()
+    }
+
+    /// The specification a container was created with.
+    pub fn spec(&self, id: &ContainerId) -> Option<ContainerSpec> {
+        self.lock().containers.get(id).map(|container| container.spec.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: Event) {
+        // Nobody listening is fine: the state says the same.
+        let _ = self.events.send(event);
+    }
+
+    fn start_now(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let mut inner = self.lock();
+        inner.calls.push(Call::Start(id.clone()));
+        let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
+        if container.state != State::Created {
+            return Err(RuntimeError::WrongState { id: id.clone(), state: state_name(&container.state) });
+        }
+        let script = inner.scripts.get(&artifact_path(&container.spec.artifact)).cloned().unwrap_or_default();
+        if let Some(fault) = script.start {
+            return Err(fault());
+        }
+        if let Some(container) = inner.containers.get_mut(id) {
+            container.state = State::Running { started: (self.clock)() };
+        }
+        drop(inner);
+        self.tell(Event::Started { id: id.clone() });
+        match script.exit_at_start {
+            Some(exit) => self.exit(id, exit),
+            None => Ok(()),
+        }
+    }
+
+    fn stop_now(&self, id: &ContainerId, grace: Duration) -> Result<Exit, RuntimeError> {
+        let mut inner = self.lock();
+        inner.calls.push(Call::Stop(id.clone(), grace));
+        let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
+        match &container.state {
+            State::Exited { exit, .. } => Ok(exit.clone()),
+            State::Created => Err(RuntimeError::WrongState { id: id.clone(), state: "created" }),
+            State::Running { .. } => {
+                let script = inner.scripts.get(&artifact_path(&container.spec.artifact));
+                let exit = script.and_then(|script| script.exit_at_stop.clone()).unwrap_or(Exit::Killed);
+                drop(inner);
+                self.exit(id, exit.clone())?;
+                Ok(exit)
+            }
+        }
+    }
+}
+
+/// A state's name in messages.
+pub(crate) fn state_name(state: &State) -> &'static str {
+    match state {
+        State::Created => "created",
+        State::Running { .. } => "running",
+        State::Exited { .. } => "exited",
+    }
+}
+
+fn artifact_path(artifact: &Artifact) -> String {
+    match artifact {
+        Artifact::Component { path, .. } | Artifact::Bundle { path } => path.display().to_string(),
+    }
+}
+
+impl Runtime for MockRuntime {
+    fn name(&self) -> &'static str {
+        "mock"
+    }
+
+    fn prepare<'a>(&'a self, artifact: &'a Artifact) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        async move {
+            let mut inner = self.lock();
+            inner.calls.push(Call::Prepare(artifact.clone()));
+            match inner.scripts.get(&artifact_path(artifact)).and_then(|script| script.prepare.clone()) {
+                Some(fault) => Err(fault()),
+                None => Ok(()),
+            }
+        }
+        .boxed()
+    }
+
+    fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<String, RuntimeError>> {
+        async move {
+            let mut inner = self.lock();
+            inner.calls.push(Call::Create(spec.id.clone()));
+            if inner.containers.contains_key(&spec.id) {
+                return Err(RuntimeError::Exists(spec.id));
+            }
+            let handle = format!("mock:{}", spec.id);
+            inner.containers.insert(spec.id.clone(), Container { spec, state: State::Created });
+            Ok(handle)
+        }
+        .boxed()
+    }
+
+    fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        async move { self.start_now(id) }.boxed()
+    }
+
+    fn stop<'a>(&'a self, id: &'a ContainerId, grace: Duration) -> BoxFuture<'a, Result<Exit, RuntimeError>> {
+        async move { self.stop_now(id, grace) }.boxed()
+    }
+
+    fn remove<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        async move {
+            let mut inner = self.lock();
+            inner.calls.push(Call::Remove(id.clone()));
+            match inner.containers.get(id) {
+                Some(container) if matches!(container.state, State::Running { .. }) => {
+                    Err(RuntimeError::WrongState { id: id.clone(), state: "running" })
+                }
+                _ => {
+                    inner.containers.remove(id);
+                    Ok(())
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn exec<'a>(
+        &'a self,
+        _: &'a ContainerId,
+        _: ExecRequest,
+    ) -> BoxFuture<'a, Result<ExecSession, RuntimeError>> {
+        async move { Err(RuntimeError::Unsupported { runtime: "mock", what: "run another program" }) }.boxed()
+    }
+
+    fn logs(&self, id: &ContainerId, options: LogOptions) -> Result<LogStream, RuntimeError> {
+        let inner = self.lock();
+        let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
+        let script = inner.scripts.get(&artifact_path(&container.spec.artifact)).cloned().unwrap_or_default();
+        let skipped = match options.tail_lines {
+            Some(tail) => script.output.len().saturating_sub(usize::try_from(tail).unwrap_or(usize::MAX)),
+            None => 0,
+        };
+        let lines = script.output.into_iter().skip(skipped);
+        Ok(stream::iter(lines.map(|line| Ok(Bytes::from(format!("{line}\n"))))).boxed())
+    }
+
+    fn stats(&self, id: &ContainerId) -> Result<Stats, RuntimeError> {
+        self.state(id).map(|_| Stats::default())
+    }
+
+    fn state(&self, id: &ContainerId) -> Result<State, RuntimeError> {
+        let inner = self.lock();
+        let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
+        Ok(container.state.clone())
+    }
+
+    fn list(&self) -> Vec<(ContainerId, State)> {
+        self.lock().containers.iter().map(|(id, container)| (id.clone(), container.state.clone())).collect()
+    }
+
+    fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    fn adopt<'a>(&'a self, spec: ContainerSpec, _: &'a str) -> BoxFuture<'a, Result<Adoption, RuntimeError>> {
+        async move {
+            let mut inner = self.lock();
+            let script = inner.scripts.get(&artifact_path(&spec.artifact)).cloned().unwrap_or_default();
+            let adoption = script.adoption.unwrap_or(Adoption::Lost);
+            if let Adoption::Running { started } = adoption {
+                inner
+                    .containers
+                    .insert(spec.id.clone(), Container { spec, state: State::Running { started } });
+            }
+            Ok(adoption)
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,79 @@
+//! Compiling a component for a profile. Only the process that compiles has this.
+
+use wasmtime::Engine;
+
+use crate::profile::{ProfileId, Target, config};
+
+/// The largest component that is compiled, in bytes.
+pub const COMPONENT_BYTES_MAX: usize = 256 << 20;
+
+/// Why a file was not compiled. All but [`CompileError::Setup`] are faults of the file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// The file is something else.
+    #[error("not a WebAssembly file")]
+    NotWasm,
+    /// A core module: what compilers made before the component model, and what `wasm32-wasip1` still makes.
+    #[error(
+        "a core WebAssembly module, not a component (build it for wasm32-wasip2, or wrap it with `wasm-tools component new`)"
+    )]
+    CoreModule,
+    /// A component by its first bytes, but not a valid one.
+    #[error("not a valid component: {0}")]
+    Invalid(String),
+    /// Too large to compile.
+    #[error("{len} bytes are more than the {COMPONENT_BYTES_MAX} that are compiled")]
+    TooLarge {
+        /// The file's length.
+        len: usize,
+    },
+    /// The compiler cannot make code for the profile.
+    #[error("cannot compile for {profile}: {reason}")]
+    Setup {
+        /// For which profile.
+        profile: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// Compiles a component to the bytes of a `.cwasm` file that an engine of that profile loads.
+pub fn compile(bytes: &[u8], profile: &ProfileId) -> Result<Vec<u8>, CompileError> {
+    match bytes {
+        // The magic number, then a version (16 bits) and a layer (16 bits): layer 0 is a core module, 1 a component.
+        [0x00, b'a', b's', b'm', _, _, 0x00, 0x00, ..] => return Err(CompileError::CoreModule),
+        [0x00, b'a', b's', b'm', _, _, _, _, ..] => {}
+        _ => return Err(CompileError::NotWasm),
+    }
+    if bytes.len() > COMPONENT_BYTES_MAX {
+        return Err(CompileError::TooLarge { len: bytes.len() });
+    }
+    let engine = compiling_engine(profile).map_err(|error| CompileError::Setup {
+        profile: profile.to_string(),
+        reason: format!("{error:#}"),
+    })?;
+    engine.precompile_component(bytes).map_err(|error| CompileError::Invalid(format!("{error:#}")))
+}
+
+fn compiling_engine(profile: &ProfileId) -> wasmtime::Result<Engine> {
+    let mut config = config(profile);
+    // Naming the target switches off what Cranelift finds out about this machine, which is not the one that will run it.
+    config.target(profile.target().triple())?;
+    for flag in profile.baseline().flags() {
+        enable_instructions(&mut config, flag);
+    }
+    if matches!(profile.target(), Target::Pulley32 | Target::Pulley64) {
+        config.signals_based_traps(false);
+    }
+    Engine::new(&config)
+}
+
+#[allow(
+    unsafe_code,
+    reason = "the flags are fixed names of instruction sets, and a loader checks each against the machine"
+)]
+fn enable_instructions(config: &mut wasmtime::Config, flag: &str) {
+    // SAFETY: wasmtime calls this unsafe because a flag could change what the generated code assumes of its host. These
+    // flags only allow instructions, are stored in the artifact, and are checked when it is loaded.
+    unsafe { config.cranelift_flag_enable(flag) };
+}
