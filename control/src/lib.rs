@@ -1,1 +1,10 @@
-//! Composition of a server: configuration, build, run; and the workqueue that drives the reconcilers.
+//! Composition of a server: a [`Config`], parsed once, becomes a running [`Server`] whose bound addresses are known.
+//!
+//! This crate joins store, registry, API server, gateway, artifacts and the certificate authority, and drives what
+//! decides: reconcilers and scheduler, which run on the member that leads.
+
+mod config;
+mod server;
+
+pub use config::Config;
+pub use server::{Server, StartError, TokenError};

@@ -1,0 +1,34 @@
+//! What a server needs to know before it starts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The configuration of one server process. Port 0 binds a free port; [`crate::Server`] says which.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The directory that holds everything the server keeps. One server at a time may use it.
+    pub data_dir: PathBuf,
+    /// Where the HTTPS API listens.
+    pub api_addr: SocketAddr,
+    /// Where the embedded broker listens for MQTT over TLS.
+    pub mqtt_addr: SocketAddr,
+    /// Further host names and addresses that clients and nodes reach this server by; they go into its certificate.
+    /// `localhost` and the loopback addresses are always in it.
+    pub names: Vec<String>,
+    /// The command that compiles one component: WebAssembly on its standard input, compiled code on its output.
+    /// `--profile ID` is added to it.
+    pub compile_worker: Vec<String>,
+}
+
+impl Config {
+    /// A server in `data_dir` on free loopback ports.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Config {
+        Config {
+            data_dir: data_dir.into(),
+            api_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            mqtt_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            names: Vec::new(),
+            compile_worker: Vec::new(),
+        }
+    }
+}
