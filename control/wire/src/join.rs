@@ -1,0 +1,406 @@
+//! The join exchange: how a machine that holds a token becomes a node, without the token's secret ever
+//! crossing the wire.
+//!
+//! The token names its id, a secret, and the digest of the cluster's CA. Both messages carry an X25519 public
+//! key and an HMAC-SHA256 over everything said so far, keyed from the secret. The reply is refused unless its
+//! MAC verifies and its CA has the digest that the token pins. Both sides end with the same [`NodeKey`].
+//!
+//! Deliberately absent: what a certificate request or a certificate is. Both are opaque bytes here.
+
+use core::fmt;
+use core::str::FromStr;
+
+use heapless::String;
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use crate::body::Blob;
+use crate::codec::{self, CodecError};
+use crate::frame::{Nonce, VERSION};
+use crate::keys::NodeKey;
+use crate::topic::{valid_node, valid_token_id};
+
+/// Largest join message.
+pub const JOIN_BYTES_MAX: usize = 16 * 1024;
+/// Shortest secret that a token may have; it holds about 82 bits.
+pub const SECRET_BYTES_MIN: usize = 16;
+/// Longest secret that a token may have.
+pub const SECRET_BYTES_MAX: usize = 64;
+
+/// Why a join failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum JoinError {
+    /// The text is not `<id>.<secret>.<sha256 of the CA in hex>`.
+    #[error("not a join token: it should read <id>.<secret>.<sha256 of the CA in hex>")]
+    Token,
+    /// The node's name can't be used.
+    #[error("not a node name: it must be a DNS subdomain in lower case")]
+    Node,
+    /// The message is longer than a join message may be.
+    #[error("join message of {0} bytes is over the limit of {JOIN_BYTES_MAX}")]
+    TooLong(usize),
+    /// The message speaks another version of the protocol.
+    #[error("join protocol version {0} is not spoken here")]
+    Version(u8),
+    /// The message can't be read.
+    #[error("malformed join message: {0}")]
+    Codec(#[from] CodecError),
+    /// The message answers another attempt.
+    #[error("the join message belongs to another attempt")]
+    Mismatch,
+    /// The MAC does not verify: the other side does not hold this token's secret.
+    #[error("the join message's MAC does not verify")]
+    Mac,
+    /// The other side sent a public key of low order.
+    #[error("the join message's public key is not usable")]
+    PublicKey,
+    /// The CA in the reply is not the one that the token pins.
+    #[error("the cluster's CA is not the one that the token pins")]
+    Ca,
+    /// The control plane refused. The reason is not authenticated.
+    #[error("the control plane refused the join: {0:?}")]
+    Refused(Refusal),
+}
+
+/// Why a control plane refuses a join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// No such token, or it has expired, or its secret does not match.
+    Token,
+    /// The node name is taken by a node with another identity.
+    NameTaken,
+    /// The certificate request can't be signed.
+    Request,
+    /// The control plane can't sign at the moment.
+    Unavailable,
+}
+
+/// A join token: `<id>.<secret>.<sha256 of the CA's DER in hex>`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    id: String<6>,
+    secret: String<SECRET_BYTES_MAX>,
+    ca_digest: [u8; 32],
+}
+
+impl Token {
+    /// Puts a token together; `None` if its id or secret is not of lower-case letters and digits and of proper length.
+    pub fn new(id: &str, secret: &str, ca_digest: [u8; 32]) -> Option<Self> {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        if !valid_token_id(id) || secret.len() < SECRET_BYTES_MIN || !secret.bytes().all(plain) {
+            return None;
+        }
+        Some(Self { id: id.try_into().ok()?, secret: secret.try_into().ok()?, ca_digest })
+    }
+
+    /// The public part that names the token.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The secret part.
+    pub fn secret(&self) -> &str {
+        &self.secret
+    }
+
+    /// SHA-256 of the DER of the CA that the token pins.
+    pub fn ca_digest(&self) -> &[u8; 32] {
+        &self.ca_digest
+    }
+}
+
+impl FromStr for Token {
+    type Err = JoinError;
+
+    fn from_str(text: &str) -> Result<Self, JoinError> {
+        let mut parts = text.trim().split('.');
+        let (Some(id), Some(secret), Some(hex), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(JoinError::Token);
+        };
+        let mut ca_digest = [0; 32];
+        if hex.len() != 64 {
+            return Err(JoinError::Token);
+        }
+        for (byte, pair) in ca_digest.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            let digit = |b: u8| char::from(b).to_digit(16).ok_or(JoinError::Token);
+            // Two hexadecimal digits always fit a byte.
+            *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+        }
+        Token::new(id, secret, ca_digest).ok_or(JoinError::Token)
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.", self.id, self.secret)?;
+        self.ca_digest.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({}..)", self.id)
+    }
+}
+
+/// What a machine says to join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest<'a> {
+    /// The token's id.
+    #[serde(borrow)]
+    pub token_id: &'a str,
+    /// The name that the node wants.
+    #[serde(borrow)]
+    pub node: &'a str,
+    /// The request for its certificate (PKCS #10, DER).
+    #[serde(borrow)]
+    pub csr: Blob<'a>,
+    /// Its X25519 public key.
+    pub public: [u8; 32],
+    /// Fresh random bytes.
+    pub nonce: Nonce,
+    /// Over all of the above and the pinned CA digest.
+    pub mac: [u8; 32],
+}
+
+/// What the control plane answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinReply<'a> {
+    /// The machine is a node now.
+    Accepted {
+        /// The nonce of the request that this answers.
+        nonce: Nonce,
+        /// The node's certificate (DER).
+        #[serde(borrow)]
+        certificate: Blob<'a>,
+        /// The cluster's CA (DER).
+        #[serde(borrow)]
+        ca: Blob<'a>,
+        /// The control plane's X25519 public key.
+        public: [u8; 32],
+        /// Over the request and all of the above.
+        mac: [u8; 32],
+    },
+    /// It is not.
+    Refused {
+        /// The nonce of the request that this answers.
+        nonce: Nonce,
+        /// Why.
+        reason: Refusal,
+    },
+}
+
+/// A machine's side of one attempt to join.
+pub struct Joiner<'a> {
+    token: &'a Token,
+    node: &'a str,
+    csr: &'a [u8],
+    secret: StaticSecret,
+    nonce: Nonce,
+}
+
+/// What a machine has once it is a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined<'a> {
+    /// The node's certificate (DER).
+    pub certificate: &'a [u8],
+    /// The cluster's CA (DER), with the digest that the token pinned.
+    pub ca: &'a [u8],
+    /// The key for its sessions.
+    pub key: NodeKey,
+}
+
+impl<'a> Joiner<'a> {
+    /// Begins an attempt. `private` and `nonce` are fresh random bytes, never used before.
+    pub fn new(
+        token: &'a Token,
+        node: &'a str,
+        csr: &'a [u8],
+        private: [u8; 32],
+        nonce: Nonce,
+    ) -> Result<Self, JoinError> {
+        if !valid_node(node) {
+            return Err(JoinError::Node);
+        }
+        Ok(Self { token, node, csr, secret: StaticSecret::from(private), nonce })
+    }
+
+    fn request(&self) -> JoinRequest<'a> {
+        let mut request = JoinRequest {
+            token_id: self.token.id(),
+            node: self.node,
+            csr: Blob(self.csr),
+            public: PublicKey::from(&self.secret).to_bytes(),
+            nonce: self.nonce,
+            mac: [0; 32],
+        };
+        let mac = mac(self.token.secret(), &request.transcript(self.token.ca_digest()));
+        request.mac = mac.finalize().into_bytes().into();
+        request
+    }
+
+    /// Writes the request and returns its length.
+    pub fn write_request(&self, out: &mut [u8]) -> Result<usize, JoinError> {
+        write(&self.request(), out)
+    }
+
+    /// Takes the reply. Anything that is not from a holder of the token's secret is an error.
+    pub fn finish<'r>(&self, reply: &'r [u8]) -> Result<Joined<'r>, JoinError> {
+        match read::<JoinReply<'r>>(reply)? {
+            JoinReply::Refused { nonce, reason } if nonce == self.nonce => Err(JoinError::Refused(reason)),
+            JoinReply::Accepted { nonce, certificate, ca, public, mac: tag } if nonce == self.nonce => {
+                let request = self.request().transcript(self.token.ca_digest());
+                let transcript = reply_transcript(&request, certificate.0, ca.0, &public);
+                mac(self.token.secret(), &transcript).verify_slice(&tag).map_err(|_| JoinError::Mac)?;
+                if Sha256::digest(ca.0).as_slice() != self.token.ca_digest() {
+                    return Err(JoinError::Ca);
+                }
+                let key = agree(&self.secret, &public, &transcript, self.node)?;
+                Ok(Joined { certificate: certificate.0, ca: ca.0, key })
+            }
+            _ => Err(JoinError::Mismatch),
+        }
+    }
+}
+
+impl<'a> JoinRequest<'a> {
+    /// Reads a request. Its MAC is not checked yet: look up the token first, then call [`JoinRequest::verify`].
+    pub fn read(message: &'a [u8]) -> Result<Self, JoinError> {
+        let request: Self = read(message)?;
+        if !valid_node(request.node) {
+            return Err(JoinError::Node);
+        }
+        Ok(request)
+    }
+
+    /// Checks that the sender holds the token's secret and pins this CA.
+    pub fn verify(&self, token: &Token) -> Result<Verified<'a>, JoinError> {
+        if self.token_id != token.id() {
+            return Err(JoinError::Mismatch);
+        }
+        let transcript = self.transcript(token.ca_digest());
+        mac(token.secret(), &transcript).verify_slice(&self.mac).map_err(|_| JoinError::Mac)?;
+        Ok(Verified { request: *self, token: token.clone(), transcript })
+    }
+
+    /// Writes a refusal of this request and returns its length.
+    pub fn refuse(&self, reason: Refusal, out: &mut [u8]) -> Result<usize, JoinError> {
+        write(&JoinReply::Refused { nonce: self.nonce, reason }, out)
+    }
+
+    fn transcript(&self, ca_digest: &[u8; 32]) -> [u8; 32] {
+        digest(
+            b"lichen/v1 join request",
+            &[
+                self.token_id.as_bytes(),
+                self.node.as_bytes(),
+                self.csr.0,
+                &self.public,
+                &self.nonce,
+                ca_digest,
+            ],
+        )
+    }
+}
+
+/// A request whose sender holds the token.
+pub struct Verified<'a> {
+    request: JoinRequest<'a>,
+    token: Token,
+    transcript: [u8; 32],
+}
+
+impl<'a> Verified<'a> {
+    /// The request.
+    pub fn request(&self) -> &JoinRequest<'a> {
+        &self.request
+    }
+
+    /// Writes the acceptance; returns its length and the key for the node's sessions, which must be kept before
+    /// the reply is sent. `private` is fresh random bytes, never used before.
+    pub fn accept(
+        &self,
+        certificate: &[u8],
+        ca: &[u8],
+        private: [u8; 32],
+        out: &mut [u8],
+    ) -> Result<(usize, NodeKey), JoinError> {
+        let secret = StaticSecret::from(private);
+        let public = PublicKey::from(&secret).to_bytes();
+        let transcript = reply_transcript(&self.transcript, certificate, ca, &public);
+        let key = agree(&secret, &self.request.public, &transcript, self.request.node)?;
+        let reply = JoinReply::Accepted {
+            nonce: self.request.nonce,
+            certificate: Blob(certificate),
+            ca: Blob(ca),
+            public,
+            mac: mac(self.token.secret(), &transcript).finalize().into_bytes().into(),
+        };
+        Ok((write(&reply, out)?, key))
+    }
+}
+
+fn write<T: Serialize>(message: &T, out: &mut [u8]) -> Result<usize, JoinError> {
+    let space = out.len();
+    let (version, rest) = out.split_first_mut().ok_or(CodecError::Space(space))?;
+    *version = VERSION;
+    let len = 1 + codec::encode(message, rest)?;
+    if len > JOIN_BYTES_MAX { Err(JoinError::TooLong(len)) } else { Ok(len) }
+}
+
+fn read<'a, T: Deserialize<'a>>(message: &'a [u8]) -> Result<T, JoinError> {
+    if message.len() > JOIN_BYTES_MAX {
+        return Err(JoinError::TooLong(message.len()));
+    }
+    match message.split_first() {
+        Some((&VERSION, rest)) => Ok(codec::decode(rest)?),
+        Some((&other, _)) => Err(JoinError::Version(other)),
+        None => Err(CodecError::Malformed(0).into()),
+    }
+}
+
+fn mac(secret: &str, transcript: &[u8; 32]) -> Hmac<Sha256> {
+    let mut key = [0; 64];
+    // Only lengths over 8,160 bytes are refused.
+    let _ = Hkdf::<Sha256>::new(Some(b"lichen/v1 join"), secret.as_bytes()).expand(b"mac", &mut key);
+    let mut mac = <Hmac<Sha256> as KeyInit>::new(&key.into());
+    mac.update(transcript);
+    mac
+}
+
+fn reply_transcript(request: &[u8; 32], certificate: &[u8], ca: &[u8], public: &[u8; 32]) -> [u8; 32] {
+    digest(b"lichen/v1 join reply", &[request, certificate, ca, public])
+}
+
+/// Hashes parts under a label, each with its length, so that no two lists of parts look alike.
+fn digest(label: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new_with_prefix(label);
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+fn agree(
+    own: &StaticSecret,
+    other: &[u8; 32],
+    transcript: &[u8; 32],
+    node: &str,
+) -> Result<NodeKey, JoinError> {
+    let shared = own.diffie_hellman(&PublicKey::from(*other));
+    if !shared.was_contributory() {
+        return Err(JoinError::PublicKey);
+    }
+    let mut key = [0; 32];
+    // Only lengths over 8,160 bytes are refused.
+    let _ = Hkdf::<Sha256>::new(Some(transcript), shared.as_bytes())
+        .expand_multi_info(&[b"lichen/v1 node key ", node.as_bytes()], &mut key);
+    Ok(NodeKey::from_bytes(key))
+}
