@@ -1,1 +1,117 @@
-//! Content-addressed artifacts: the OCI distribution API, the blob store, and compilation ahead of time.
+//! Artifacts of a cluster: the embedded registry (OCI distribution API over a content-addressed store on disk), and
+//! compilation ahead of time for the engine profiles of its nodes.
+//!
+//! Invariants:
+//! - content is named by the SHA-256 of its bytes, checked before it gets its name and again whenever it is read whole;
+//! - a file appears under its final name complete and synced, or not at all, so a crash leaves only temporary files,
+//!   which the next start removes;
+//! - a compiled artifact leaves this crate only with a signature of the cluster's CA over what it was made from and for
+//!   ([`statement`]), so that a node maps nothing that the control plane did not compile;
+//! - compilers run in a process apart, limited in memory, processor time and wall time; they are never linked in here.
+//!
+//! Deliberately absent: pulling from other registries, authentication (whoever mounts [`Artifacts::handle`] admits
+//! callers first), and blobs kept apart by repository (one tenant, one set of blobs).
+
+mod blobs;
+mod compile;
+mod component;
+mod digest;
+mod files;
+mod oci;
+mod push;
+mod reference;
+mod repositories;
+mod upload;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use blobs::BlobError;
+pub use compile::{CompileCommand, CompileError, CompiledArtifact, PROFILE_BYTES_MAX, SIGNING_CONTEXT, Signer, SignerError, statement};
+pub use component::{Component, ComponentError};
+pub use digest::{Digest, DigestError, Hasher};
+pub use oci::Body;
+pub use push::{PushError, Pushed, Transport, TransportError, push};
+pub use reference::{DEFAULT_TAG, NAME_BYTES_MAX, Reference, ReferenceError, TAG_BYTES_MAX};
+pub use repositories::{ResolveError, Resolved};
+
+/// The media type of a manifest.
+pub const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The media type of the config of a Wasm artifact.
+pub const WASM_CONFIG_MEDIA_TYPE: &str = "application/vnd.wasm.config.v0+json";
+/// The media type of a layer that is a Wasm binary.
+pub const WASM_LAYER_MEDIA_TYPE: &str = "application/wasm";
+
+/// Why the store of artifacts could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A directory could not be made or read.
+    #[error("cannot use the artifact directory {path}")]
+    Io {
+        /// The directory or file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process has the directory open.
+    #[error("another process uses the artifact directory {0}")]
+    InUse(std::path::PathBuf),
+}
+
+/// The artifacts of a cluster. Cheap to clone; every clone is the same store.
+#[derive(Clone)]
+pub struct Artifacts {
+    blobs: Arc<blobs::Blobs>,
+    repositories: Arc<repositories::Repositories>,
+    uploads: Arc<upload::Uploads>,
+    compiler: Arc<compile::Compiler>,
+    // Held for as long as the store is open.
+    _lock: Arc<std::fs::File>,
+}
+
+impl Artifacts {
+    /// Opens the store in `dir`, making it if it isn't there and removing what a crash left half-written.
+    ///
+    /// `compile` says how to run a compile worker, `signer` is the cluster's CA.
+    pub fn open(
+        dir: &Path,
+        compile: CompileCommand,
+        signer: Arc<dyn Signer>,
+    ) -> Result<Artifacts, OpenError> {
+        let lock = Arc::new(files::lock(dir)?);
+        let temporary = files::make_empty_dir(dir.join("tmp"))?;
+        let blobs = Arc::new(blobs::Blobs::open(dir, temporary.clone())?);
+        let repositories = Arc::new(repositories::Repositories::open(dir, temporary.clone())?);
+        let compiler = Arc::new(compile::Compiler::open(dir, temporary, compile, signer)?);
+        let uploads = Arc::new(upload::Uploads::new(blobs.clone()));
+        Ok(Artifacts { blobs, repositories, uploads, compiler, _lock: lock })
+    }
+
+    /// Finds what `reference` names: its manifest and the one layer that is the component.
+    pub async fn resolve(&self, reference: &Reference) -> Result<Resolved, ResolveError> {
+        let (blobs, repositories, reference) =
+            (self.blobs.clone(), self.repositories.clone(), reference.clone());
+        files::blocking(move || repositories.resolve(&blobs, &reference)).await
+    }
+
+    /// The component `layer` compiled for the engine profile `profile`: out of the cache, or by a compile worker.
+    pub async fn compiled(&self, layer: &Digest, profile: &str) -> Result<CompiledArtifact, CompileError> {
+        self.compiler.compiled(&self.blobs, layer, profile).await
+    }
+
+    /// Serves one request of the OCI distribution API: everything at and below `/v2/`. The caller has been admitted.
+    pub async fn handle<B>(&self, request: hyper::Request<B>) -> hyper::Response<Body>
+    where
+        B: hyper::body::Body<Data = bytes::Bytes> + Send,
+        B::Error: std::fmt::Display,
+    {
+        oci::handle(self, request).await
+    }
+
+    /// The whole content of a blob, checked against its digest.
+    pub async fn blob(&self, digest: &Digest) -> Result<bytes::Bytes, BlobError> {
+        let (blobs, digest) = (self.blobs.clone(), *digest);
+        files::blocking(move || blobs.read(&digest)).await
+    }
+}
