@@ -27,7 +27,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use blobs::BlobError;
-pub use compile::{CompileCommand, CompileError, CompiledArtifact, PROFILE_BYTES_MAX, SIGNING_CONTEXT, Signer, SignerError, statement};
+pub use compile::{
+    CompileCommand, CompileError, CompiledArtifact, PROFILE_BYTES_MAX, SIGNING_CONTEXT, Signer, SignerError,
+    statement,
+};
 pub use component::{Component, ComponentError};
 pub use digest::{Digest, DigestError, Hasher};
 pub use oci::Body;

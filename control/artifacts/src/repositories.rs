@@ -169,7 +169,10 @@ impl Repositories {
             match blobs.len(&digest) {
                 Ok(len) if len == part.size => {}
                 Ok(len) => {
-                    return Err(ManifestError::Invalid(format!("{digest} is {len} bytes, not {}", part.size)));
+                    return Err(ManifestError::Invalid(format!(
+                        "{digest} is {len} bytes, not {}",
+                        part.size
+                    )));
                 }
                 Err(BlobError::Unknown(digest)) => return Err(ManifestError::BlobUnknown(digest)),
                 Err(e) => return Err(e.into()),
