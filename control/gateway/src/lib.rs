@@ -1,1 +1,3 @@
 //! MQTT to sessions to registry, and the embedded broker.
+
+pub mod broker;

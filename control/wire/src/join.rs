@@ -176,7 +176,7 @@ pub enum JoinReply<'a> {
     Accepted {
         /// The nonce of the request that this answers.
         nonce: Nonce,
-        /// The node's certificate (DER).
+        /// The node's certificate, in whatever form both sides agree on (PEM).
         #[serde(borrow)]
         certificate: Blob<'a>,
         /// The cluster's CA (DER).
@@ -208,7 +208,7 @@ pub struct Joiner<'a> {
 /// What a machine has once it is a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Joined<'a> {
-    /// The node's certificate (DER).
+    /// The node's certificate, in whatever form both sides agree on (PEM).
     pub certificate: &'a [u8],
     /// The cluster's CA (DER), with the digest that the token pinned.
     pub ca: &'a [u8],
