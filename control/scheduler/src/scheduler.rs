@@ -1,0 +1,117 @@
+//! The scheduler as a whole: changes in, plans out.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use lichen_api::k8s::api::core::v1::Pod;
+use lichen_api::view::{Change, Kind, Object, ObjectKey, View};
+
+use crate::cluster::is_terminal;
+use crate::plugin::refusal;
+use crate::{Cluster, Plan, PodInfo, Queue, plan};
+
+/// Most pods in one plan, so that changes are taken in between.
+pub const PLAN_PODS_MAX: usize = 256;
+
+/// The names by which pods ask for this scheduler in `spec.schedulerName`. Other names are other schedulers'.
+pub const SCHEDULER_NAMES: [&str; 2] = ["default-scheduler", "lichen"];
+
+/// Everything the scheduler remembers.
+#[derive(Clone, Debug, Default)]
+pub struct Scheduler {
+    cluster: Cluster,
+    queue: Queue,
+}
+
+impl Scheduler {
+    /// One that knows of nothing yet.
+    pub fn new() -> Scheduler {
+        Scheduler::default()
+    }
+
+    /// One that knows what a view shows. Nothing is in flight.
+    pub fn from_view(view: &View, now: Timestamp) -> Scheduler {
+        let mut scheduler = Scheduler::new();
+        let nodes = view.nodes.values().cloned().map(Object::Node);
+        for object in nodes.chain(view.pods.values().cloned().map(Object::Pod)) {
+            scheduler.observe(&Change { id: object.id(), old: None, new: Some(object) }, now);
+        }
+        scheduler
+    }
+
+    /// What is known of nodes and pods.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Takes in a change of the view.
+    pub fn observe(&mut self, change: &Change, now: Timestamp) {
+        let helped = self.cluster.apply(change);
+        if change.id.kind == Kind::POD {
+            self.queue_pod(change, now);
+        }
+        if let Some(node) = helped {
+            self.unpark(&node, now);
+        }
+    }
+
+    /// Plans for the pods that are due. Every pod of the plan's bindings must be reported by [`Scheduler::failed`]
+    /// unless it was bound.
+    pub fn plan(&mut self, view: &View, now: Timestamp) -> Plan {
+        let due = self.queue.take(now, PLAN_PODS_MAX);
+        let plan = plan(&mut self.cluster, view, due);
+        for refused in &plan.unschedulable {
+            self.queue.park(&refused.pod.key, now);
+        }
+        plan
+    }
+
+    /// A binding did not happen: the room is given back, and the pod is tried again after a back-off.
+    pub fn failed(&mut self, pod: &ObjectKey, uid: &str, now: Timestamp) {
+        if let Some(node) = self.cluster.forget(pod, uid) {
+            self.queue.retry(pod, now);
+            self.unpark(&node, now);
+        }
+    }
+
+    /// When there is something to plan; `None` if only a change can bring something.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.queue.due()
+    }
+
+    fn queue_pod(&mut self, change: &Change, now: Timestamp) {
+        let Some(Object::Pod(pod)) = &change.new else {
+            self.queue.remove(&change.id.key);
+            return;
+        };
+        if !wants_scheduling(pod) {
+            self.queue.remove(&change.id.key);
+            return;
+        }
+        let changed = match &change.old {
+            Some(Object::Pod(old)) => old.spec != pod.spec || old.metadata.labels != pod.metadata.labels,
+            _ => true,
+        };
+        self.queue.put(Arc::new(PodInfo::new(pod.clone())), changed, now);
+    }
+
+    fn unpark(&mut self, node: &str, now: Timestamp) {
+        if let Some(info) = self.cluster.node(node) {
+            self.queue.unpark(now, |pod| refusal(pod, info).is_empty());
+        }
+    }
+}
+
+/// Whether a pod waits for this scheduler.
+pub fn wants_scheduling(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let asked = spec.scheduler_name.as_deref().unwrap_or_default();
+    spec.node_name.as_deref().unwrap_or_default().is_empty()
+        && spec.scheduling_gates.as_deref().unwrap_or_default().is_empty()
+        && (asked.is_empty() || SCHEDULER_NAMES.contains(&asked))
+        && pod.metadata.deletion_timestamp.is_none()
+        && !is_terminal(pod)
+}
+
+#[cfg(test)]
+mod tests;
