@@ -1,0 +1,33 @@
+//! What the store's refusals mean to a client.
+
+use lichen_api::{Resource, Status};
+use lichen_store::CommitError;
+
+/// A refusal that is about the store, not about one object.
+pub(crate) fn from_commit(error: &CommitError) -> Status {
+    match error {
+        CommitError::Fenced { .. } => Status::new(409, "Conflict", "the writer no longer leads"),
+        CommitError::TooLarge { bytes, ops } => Status::new(
+            413,
+            "RequestEntityTooLarge",
+            format!("the write is too large: {bytes} bytes in {ops} operations"),
+        ),
+        CommitError::NotLeader { .. }
+        | CommitError::Unknown
+        | CommitError::Unavailable(_)
+        | CommitError::Closed(_) => Status::service_unavailable(error.to_string()),
+        CommitError::Conflict { .. } | CommitError::Repeated { .. } => Status::internal(error),
+    }
+}
+
+/// A stored object that cannot be parsed: the store's checksums make that a bug, not an accident.
+pub(crate) fn unreadable(resource: &Resource, name: &str, error: &serde_json::Error) -> Status {
+    // The error's text could quote the object, which could be a Secret.
+    tracing::error!(
+        resource = resource.plural,
+        name,
+        line = error.line(),
+        "a stored object cannot be parsed"
+    );
+    Status::internal(format!("the stored object {} \"{name}\" cannot be parsed", resource.qualified_plural()))
+}

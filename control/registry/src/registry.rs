@@ -1,0 +1,153 @@
+//! The registry itself: what it is made of, keys, and reading one object.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use lichen_api::{Resource, Status};
+use lichen_store::{Key, Record, Revision, Store};
+
+use crate::AllocationRanges;
+use crate::error::from_commit;
+
+/// Where time and randomness come from. Nothing else in this crate has either.
+#[derive(Clone)]
+pub struct Sources {
+    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    random: Arc<dyn Fn() -> u128 + Send + Sync>,
+}
+
+impl Sources {
+    /// The machine's clock and the operating system's randomness.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::new(Timestamp::now, || uuid::Uuid::new_v4().as_u128())
+    }
+
+    /// Other sources: a test's or a simulation's.
+    pub fn new(
+        now: impl Fn() -> Timestamp + Send + Sync + 'static,
+        random: impl Fn() -> u128 + Send + Sync + 'static,
+    ) -> Self {
+        Self { now: Arc::new(now), random: Arc::new(random) }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.now)()
+    }
+
+    pub(crate) fn uid(&self) -> String {
+        uuid::Builder::from_random_bytes((self.random)().to_be_bytes()).into_uuid().to_string()
+    }
+
+    /// Random bits. The version and variant bits of a uuid, which are no randomness, are folded away.
+    pub(crate) fn bits(&self) -> u64 {
+        let bits = (self.random)();
+        (bits as u64) ^ ((bits >> 64) as u64).rotate_left(29)
+    }
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sources")
+    }
+}
+
+/// The one write path. Cheap to clone; all clones are the same registry.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) store: Store,
+    pub(crate) sources: Sources,
+    pub(crate) ranges: AllocationRanges,
+}
+
+impl Registry {
+    /// A registry over a store. Call [`Registry::bootstrap`] before others use it.
+    #[must_use]
+    pub fn new(store: Store, ranges: AllocationRanges, sources: Sources) -> Self {
+        Self { inner: Arc::new(Inner { store, sources, ranges }) }
+    }
+
+    /// The store below: for leadership and shutdown. Objects are written through the registry only.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// The time by the registry's clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.inner.sources.now()
+    }
+
+    /// Reads an object, linearizably: every write that was acknowledged before the call is seen.
+    pub async fn get(
+        &self,
+        resource: &'static Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Record, Status> {
+        self.barrier().await?;
+        self.get_local(resource, namespace, name)
+    }
+
+    /// Reads an object from this member's state, which may lag behind the leader's.
+    pub fn get_local(
+        &self,
+        resource: &'static Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Record, Status> {
+        self.inner
+            .store
+            .get(&key_of(resource, namespace, name))
+            .ok_or_else(|| Status::not_found(resource, name))
+    }
+
+    /// Waits until this member has seen everything that was acknowledged anywhere.
+    pub async fn barrier(&self) -> Result<(), Status> {
+        self.inner.store.barrier().await.map_err(|error| from_commit(&error))
+    }
+
+    /// The revision of this member's state.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.inner.store.revision()
+    }
+}
+
+/// The key of an object; a cluster-scoped one has no namespace.
+#[must_use]
+pub fn key_of(resource: &Resource, namespace: Option<&str>, name: &str) -> Key {
+    let mut key = prefix_of(resource, None);
+    key.push_str(namespace.unwrap_or_default());
+    key.push('/');
+    key.push_str(name);
+    Key::from(key)
+}
+
+/// The prefix of all keys of a kind, or of those in one namespace.
+pub(crate) fn prefix_of(resource: &Resource, namespace: Option<&str>) -> String {
+    let group = if resource.group.is_empty() { "core" } else { resource.group };
+    match namespace {
+        Some(namespace) => format!("/{group}/{}/{namespace}/", resource.plural),
+        None => format!("/{group}/{}/", resource.plural),
+    }
+}
+
+/// The name of a record's object, without parsing it.
+#[must_use]
+pub fn name_of(record: &Record) -> &str {
+    record.fields().get("metadata.name").unwrap_or_default()
+}
+
+/// The namespace of a record's object, without parsing it. `None` for what is cluster-scoped.
+#[must_use]
+pub fn namespace_of(record: &Record) -> Option<&str> {
+    record.fields().get("metadata.namespace")
+}
