@@ -21,6 +21,7 @@ pub mod frame;
 pub mod join;
 pub mod keys;
 pub mod session;
+pub mod stream;
 pub mod topic;
 
 /// Largest frame on the wire, header and seal included.
