@@ -1,0 +1,648 @@
+//! The machine: one pod, one step at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use lichen_api::k8s::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::backoff::after;
+use crate::container::{ContainerState, Ending, Stage, Termination};
+use crate::io::{Command, EventKind, Exit, ImageFailure, Input, Output, PodEvent, ProbeKind, PullPolicy};
+use crate::probe::{Probes, Verdict};
+
+/// How long the reason of a failed pull is shown before `ImagePullBackOff` takes its place.
+const PULL_REASON_SHOWN_S: u32 = 2;
+/// When the address and the volumes are tried again if nothing helped before.
+const SANDBOX_RETRY_S: u32 = 20;
+/// The grace of a pod that doesn't say.
+const GRACE_DEFAULT_S: u32 = 30;
+
+/// One pod on one node.
+#[derive(Debug, Clone)]
+pub struct PodMachine {
+    pod: Arc<Pod>,
+    pub(crate) state: PodState,
+    reported: Option<PodStatus>,
+}
+
+/// What the machine must remember across restarts of the agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodState {
+    /// The pod's UID.
+    pub uid: String,
+    /// When the node first saw it.
+    pub start_time: Timestamp,
+    /// Whether its end has begun.
+    pub life: Life,
+    /// Whether its address and volumes stand.
+    pub sandbox: Sandbox,
+    /// Its cluster address, once it had one.
+    pub pod_ip: Option<String>,
+    /// The node's cluster address.
+    pub host_ip: Option<String>,
+    /// Its init containers, in order.
+    pub init: Vec<ContainerState>,
+    /// Its containers, in order.
+    pub containers: Vec<ContainerState>,
+    /// Since when each condition is as it is.
+    pub transitions: BTreeMap<String, (bool, Timestamp)>,
+}
+
+/// Whether a pod's end has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Life {
+    /// It is wanted and not finished.
+    Active,
+    /// It succeeded or failed; nothing runs any more.
+    Finished,
+    /// It is to go.
+    Terminating(Terminating),
+    /// It is gone.
+    Gone,
+}
+
+/// The end of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminating {
+    /// When its grace ends.
+    pub deadline: Timestamp,
+    /// Whether the control plane waits to hear that it is gone.
+    pub confirm: bool,
+}
+
+/// Whether a pod's address and volumes stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sandbox {
+    /// They were not asked for yet.
+    Needed,
+    /// They are being made.
+    SettingUp,
+    /// They can't be made now.
+    Failed {
+        /// Why.
+        message: String,
+        /// When they are tried again.
+        until: Timestamp,
+    },
+    /// They stand.
+    Ready,
+    /// The pod is finished and its address is free.
+    Released,
+}
+
+/// When a container that ended is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+impl PodMachine {
+    /// A pod that this node sees for the first time.
+    pub fn new(pod: Arc<Pod>, now: Timestamp) -> Self {
+        let spec = pod.spec.as_ref();
+        let names = |list: Option<&Vec<Container>>| {
+            list.into_iter().flatten().map(|c| ContainerState::new(&c.name)).collect()
+        };
+        let state = PodState {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            start_time: now,
+            life: Life::Active,
+            sandbox: Sandbox::Needed,
+            pod_ip: None,
+            host_ip: None,
+            init: names(spec.and_then(|s| s.init_containers.as_ref())),
+            containers: names(spec.map(|s| &s.containers)),
+            transitions: BTreeMap::new(),
+        };
+        Self { pod, state, reported: None }
+    }
+
+    /// A pod out of the checkpoint. Its first input is [`Input::RuntimeLost`].
+    pub fn restore(pod: Arc<Pod>, state: PodState) -> Self {
+        Self { pod, state, reported: None }
+    }
+
+    /// The pod as the control plane last described it.
+    pub fn pod(&self) -> &Arc<Pod> {
+        &self.pod
+    }
+
+    /// What is to be made durable before the commands of a step are carried out.
+    pub fn state(&self) -> &PodState {
+        &self.state
+    }
+
+    /// A container's state, by name, init containers included.
+    pub fn container(&self, name: &str) -> Option<&ContainerState> {
+        self.state.init.iter().chain(&self.state.containers).find(|c| c.name == name)
+    }
+
+    /// Takes what happened; says what is to be done.
+    pub fn step(&mut self, input: Input, now: Timestamp) -> Output {
+        let mut out = Vec::new();
+        if self.state.life == Life::Gone {
+            return Output::default();
+        }
+        self.apply(input, now, &mut out);
+        let gone = self.advance(now, &mut out);
+        let status = self.status(now);
+        if self.reported.as_ref() != Some(&status) {
+            out.push(Command::Report(Box::new(status.clone())));
+            self.reported = Some(status);
+        }
+        if let Some(confirm) = gone {
+            out.push(Command::Gone { confirm });
+        }
+        Output { commands: out, wake: self.wake() }
+    }
+
+    fn apply(&mut self, input: Input, now: Timestamp, out: &mut Vec<Command>) {
+        match input {
+            Input::Desired(pod) => {
+                if pod.metadata.uid.as_deref() != Some(self.state.uid.as_str()) {
+                    return;
+                }
+                self.pod = pod;
+                let meta = &self.pod.metadata;
+                if meta.deletion_timestamp.is_some() {
+                    let grace = meta.deletion_grace_period_seconds.map(clamp_grace);
+                    self.terminate(grace.unwrap_or_else(|| self.grace_s()), true, now, out);
+                }
+            }
+            Input::Removed => self.terminate(self.grace_s(), false, now, out),
+            Input::SandboxReady { pod_ip, host_ip } => {
+                if self.state.life == Life::Active && self.state.sandbox != Sandbox::Released {
+                    self.state.sandbox = Sandbox::Ready;
+                    self.state.pod_ip = Some(pod_ip);
+                    self.state.host_ip = Some(host_ip);
+                }
+            }
+            Input::SandboxFailed { reason, message } => {
+                if self.state.life == Life::Active && self.state.sandbox != Sandbox::Released {
+                    if !matches!(&self.state.sandbox, Sandbox::Failed { message: old, .. } if *old == message) {
+                        out.push(event(EventKind::Warning, reason, message.clone(), None));
+                    }
+                    self.state.sandbox = Sandbox::Failed { message, until: after(now, SANDBOX_RETRY_S) };
+                }
+            }
+            Input::Tick => {}
+            Input::RuntimeLost { adopted } => self.runtime_lost(&adopted, now),
+            Input::Pulling { container } => {
+                if let Some((spec, _)) = self.find(&container) {
+                    let message = format!("Pulling image {:?}", image(&spec));
+                    out.push(self.event(EventKind::Normal, "Pulling", message, &container));
+                }
+            }
+            Input::Prepared { container, image_id, pulled_ms } => {
+                self.prepared(&container, image_id, pulled_ms, out);
+            }
+            Input::PrepareFailed { container, failure, message } => {
+                self.prepare_failed(&container, failure, message, now, out);
+            }
+            Input::ConfigReady { container } => self.config_ready(&container, now, out),
+            Input::ConfigMissing { container, message } => {
+                let Some((_, state)) = self.find(&container) else { return };
+                let same = matches!(&state.stage, Stage::ConfigMissing { message: old } if *old == message);
+                if !matches!(state.stage, Stage::Configuring | Stage::ConfigMissing { .. }) || same {
+                    return;
+                }
+                state.stage = Stage::ConfigMissing { message: message.clone() };
+                out.push(self.event(EventKind::Warning, "Failed", format!("Error: {message}"), &container));
+            }
+            Input::Started { container, attempt, container_id } => {
+                let Some((spec, state)) = self.find(&container) else { return };
+                if !matches!(state.stage, Stage::Starting { attempt: a, .. } if a == attempt) {
+                    return;
+                }
+                state.stage = Stage::Running { attempt, container_id, started_at: now };
+                state.probes = Probes::new(&spec, now);
+                out.push(self.event(EventKind::Normal, "Started", "Container started".into(), &container));
+            }
+            Input::StartFailed { container, attempt, message } => {
+                let Some((_, state)) = self.find(&container) else { return };
+                if state.live_attempt() != Some(attempt) {
+                    return;
+                }
+                let end = state.terminate(Ending::StartFailed(&message), now);
+                out.push(self.event(EventKind::Warning, "Failed", format!("Error: {message}"), &container));
+                self.ended(&container, end, now, out);
+            }
+            Input::Exited { container, attempt, exit } => {
+                let Some((_, state)) = self.find(&container) else { return };
+                if state.live_attempt() != Some(attempt) {
+                    return;
+                }
+                let end = state.terminate(Ending::Exit(&exit), now);
+                if let Exit::Error { message } = &exit {
+                    out.push(self.event(EventKind::Warning, "Failed", format!("Error: {message}"), &container));
+                }
+                self.ended(&container, end, now, out);
+            }
+            Input::Probed { container, attempt, kind, result } => {
+                self.probed(&container, attempt, kind, result, out);
+            }
+        }
+    }
+
+    fn prepared(&mut self, name: &str, image_id: String, pulled_ms: Option<u64>, out: &mut Vec<Command>) {
+        let Some((spec, state)) = self.find(name) else { return };
+        if state.stage != Stage::Preparing {
+            return;
+        }
+        state.image_id = Some(image_id);
+        state.pull.reset();
+        state.stage = Stage::Configuring;
+        let message = match pulled_ms {
+            Some(ms) => format!("Successfully pulled image {:?} in {ms}ms", image(&spec)),
+            None => format!("Container image {:?} already present on machine", image(&spec)),
+        };
+        out.push(self.event(EventKind::Normal, "Pulled", message, name));
+        out.push(Command::Configure { container: name.to_owned() });
+    }
+
+    fn prepare_failed(
+        &mut self,
+        name: &str,
+        failure: ImageFailure,
+        message: String,
+        now: Timestamp,
+        out: &mut Vec<Command>,
+    ) {
+        let Some((spec, state)) = self.find(name) else { return };
+        if state.stage != Stage::Preparing {
+            return;
+        }
+        if state.pull.delay_s(now) == 0 {
+            state.pull.retried(now);
+        }
+        let shown_until = (failure == ImageFailure::Pull).then(|| after(now, PULL_REASON_SHOWN_S));
+        state.stage = Stage::ImageFailed {
+            reason: failure.reason().to_owned(),
+            message: message.clone(),
+            shown_until,
+            until: after(now, state.pull.delay_s(now)),
+        };
+        let detail = match failure {
+            ImageFailure::Pull => format!("Failed to pull image {:?}: {message}", image(&spec)),
+            _ => format!("Failed to apply image {:?}: {message}", image(&spec)),
+        };
+        out.push(self.event(EventKind::Warning, "Failed", detail, name));
+        out.push(self.event(EventKind::Warning, "Failed", format!("Error: {}", failure.reason()), name));
+    }
+
+    fn config_ready(&mut self, name: &str, now: Timestamp, out: &mut Vec<Command>) {
+        if self.state.life != Life::Active || self.state.sandbox != Sandbox::Ready {
+            return;
+        }
+        let Some((spec, state)) = self.find(name) else { return };
+        let waits = matches!(state.stage, Stage::Configuring | Stage::ConfigMissing { .. });
+        if !waits || unsupported(&spec).is_some() {
+            return;
+        }
+        let attempt = state.starts;
+        state.starts += 1;
+        state.stage = Stage::Starting { attempt, at: now };
+        out.push(self.event(EventKind::Normal, "Created", "Container created".into(), name));
+        out.push(Command::Start { container: name.to_owned(), attempt });
+    }
+
+    fn probed(
+        &mut self,
+        name: &str,
+        attempt: u32,
+        kind: ProbeKind,
+        result: Result<(), String>,
+        out: &mut Vec<Command>,
+    ) {
+        let pod_grace_s = self.grace_s();
+        let Some((_, state)) = self.find(name) else { return };
+        let Stage::Running { attempt: running, container_id, started_at } = state.stage.clone() else { return };
+        if running != attempt {
+            return;
+        }
+        let verdict = state.probes.note(kind, result.is_ok());
+        let grace_s = state.probes.grace_s(kind).map_or(pod_grace_s, clamp_grace);
+        if verdict == Verdict::Failed {
+            state.stage = Stage::Stopping { attempt, container_id, started_at };
+        }
+        if let Err(why) = result {
+            let what = match kind {
+                ProbeKind::Startup => "Startup",
+                ProbeKind::Readiness => "Readiness",
+                ProbeKind::Liveness => "Liveness",
+            };
+            out.push(self.event(
+                EventKind::Warning,
+                "Unhealthy",
+                format!("{what} probe failed: {why}"),
+                name,
+            ));
+            if verdict == Verdict::Failed {
+                let message =
+                    format!("Container {name} failed {} probe, will be restarted", what.to_lowercase());
+                out.push(self.event(EventKind::Normal, "Killing", message, name));
+                out.push(Command::Stop { container: name.to_owned(), attempt, grace_s });
+            }
+        }
+    }
+
+    /// Decides what follows the end of an attempt.
+    fn ended(&mut self, name: &str, end: Termination, now: Timestamp, out: &mut Vec<Command>) {
+        let restart = self.state.life == Life::Active && self.restarts(name, end.exit_code);
+        let Some((_, state)) = self.find(name) else { return };
+        if !restart {
+            state.stage = Stage::Exited(end);
+            return;
+        }
+        state.last = Some(end);
+        let delay_s = state.restart.delay_s(now);
+        if delay_s == 0 {
+            state.restart.retried(now);
+            state.stage = Stage::Configuring;
+            out.push(Command::Configure { container: name.to_owned() });
+            return;
+        }
+        state.stage = Stage::BackOff { delay_s, until: after(now, delay_s) };
+        let message = format!("Back-off restarting failed container {name} in pod {}", self.full_name());
+        out.push(self.event(EventKind::Warning, "BackOff", message, name));
+    }
+
+    fn restarts(&self, name: &str, exit_code: i32) -> bool {
+        let init = self.state.init.iter().any(|c| c.name == name);
+        match (self.restart_policy(), init) {
+            (RestartPolicy::Always, false) => true,
+            (RestartPolicy::Never, _) => false,
+            (RestartPolicy::Always, true) | (RestartPolicy::OnFailure, _) => exit_code != 0,
+        }
+    }
+
+    fn runtime_lost(&mut self, adopted: &[String], now: Timestamp) {
+        let active = self.state.life == Life::Active;
+        if active && self.state.sandbox != Sandbox::Released {
+            self.state.sandbox = Sandbox::Needed;
+        }
+        let names: Vec<String> =
+            self.state.init.iter().chain(&self.state.containers).map(|c| c.name.clone()).collect();
+        for name in names {
+            let Some((spec, state)) = self.find(&name) else { continue };
+            match &state.stage {
+                Stage::Running { .. } if adopted.contains(&name) => state.probes = Probes::new(&spec, now),
+                Stage::Starting { .. } | Stage::Running { .. } | Stage::Stopping { .. } => {
+                    let end = state.terminate(Ending::Lost, now);
+                    if active && self.restarts(&name, end.exit_code) {
+                        let Some((_, state)) = self.find(&name) else { continue };
+                        state.last = Some(end);
+                        state.stage = Stage::Waiting;
+                    } else if let Some((_, state)) = self.find(&name) {
+                        state.stage = Stage::Exited(end);
+                    }
+                }
+                Stage::Preparing | Stage::Configuring | Stage::ConfigMissing { .. } | Stage::BackOff { .. }
+                    if active =>
+                {
+                    // The artifact has to be loaded anew, so even a restart goes through Preparing again. What is
+                    // left of a back-off is forgiven; its count is not.
+                    state.stage = Stage::Waiting;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Drives everything that can go on. Says whether the pod is gone now, and whether that is to be confirmed.
+    fn advance(&mut self, now: Timestamp, out: &mut Vec<Command>) -> Option<bool> {
+        match self.state.life.clone() {
+            Life::Gone | Life::Finished => None,
+            Life::Terminating(terminating) => {
+                self.stop_all(&terminating, now, out);
+                if self.any_live() {
+                    return None;
+                }
+                self.state.life = Life::Gone;
+                Some(terminating.confirm)
+            }
+            Life::Active => {
+                self.drive(now, out);
+                if matches!(self.phase(), "Succeeded" | "Failed") && !self.any_live() {
+                    self.state.life = Life::Finished;
+                    self.state.sandbox = Sandbox::Released;
+                    out.push(Command::Release);
+                }
+                None
+            }
+        }
+    }
+
+    fn drive(&mut self, now: Timestamp, out: &mut Vec<Command>) {
+        match &self.state.sandbox {
+            Sandbox::Failed { until, .. } if *until > now => return,
+            Sandbox::Needed | Sandbox::Failed { .. } => {
+                self.state.sandbox = Sandbox::SettingUp;
+                out.push(Command::SetUp);
+                return;
+            }
+            Sandbox::SettingUp | Sandbox::Released => return,
+            Sandbox::Ready => {}
+        }
+        let next_init = self.state.init.iter().find(|c| !succeeded(c)).map(|c| c.name.clone());
+        let names = match next_init {
+            Some(name) => vec![name],
+            None => self.state.containers.iter().map(|c| c.name.clone()).collect(),
+        };
+        for name in names {
+            self.drive_container(&name, now, out);
+        }
+    }
+
+    fn drive_container(&mut self, name: &str, now: Timestamp, out: &mut Vec<Command>) {
+        let Some((spec, state)) = self.find(name) else { return };
+        match &mut state.stage {
+            Stage::Waiting => {
+                if let Some(message) = unsupported(&spec) {
+                    state.stage = Stage::ConfigMissing { message: message.clone() };
+                    out.push(self.event(EventKind::Warning, "Failed", format!("Error: {message}"), name));
+                    return;
+                }
+                state.stage = Stage::Preparing;
+                out.push(prepare(&spec, state));
+            }
+            Stage::ImageFailed { until, .. } if *until <= now => {
+                state.pull.retried(now);
+                state.stage = Stage::Preparing;
+                out.push(prepare(&spec, state));
+            }
+            Stage::ImageFailed { reason, message, shown_until, .. } if shown_until.is_some_and(|at| at <= now) => {
+                *message = format!("Back-off pulling image {:?}: {reason}: {message}", image(&spec));
+                *reason = "ImagePullBackOff".to_owned();
+                *shown_until = None;
+                let message = format!("Back-off pulling image {:?}", image(&spec));
+                out.push(self.event(EventKind::Normal, "BackOff", message, name));
+                out.push(self.event(EventKind::Warning, "Failed", "Error: ImagePullBackOff".into(), name));
+            }
+            Stage::BackOff { until, .. } if *until <= now => {
+                state.restart.retried(now);
+                state.stage = Stage::Configuring;
+                out.push(Command::Configure { container: name.to_owned() });
+            }
+            Stage::Running { attempt, .. } => {
+                let attempt = *attempt;
+                for (kind, target, timeout_s) in state.probes.take_due(now, &spec) {
+                    out.push(Command::Probe { container: name.to_owned(), attempt, kind, target, timeout_s });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn terminate(&mut self, grace_s: u32, confirm: bool, now: Timestamp, out: &mut Vec<Command>) {
+        let deadline = after(now, grace_s);
+        match &mut self.state.life {
+            Life::Gone => {}
+            Life::Terminating(terminating) => {
+                terminating.confirm = confirm;
+                if deadline < terminating.deadline {
+                    terminating.deadline = deadline;
+                    for container in self.state.init.iter().chain(&self.state.containers) {
+                        if let Stage::Stopping { attempt, .. } = container.stage {
+                            out.push(Command::Stop { container: container.name.clone(), attempt, grace_s });
+                        }
+                    }
+                }
+            }
+            Life::Active | Life::Finished => {
+                self.state.life = Life::Terminating(Terminating { deadline, confirm });
+            }
+        }
+    }
+
+    fn stop_all(&mut self, terminating: &Terminating, now: Timestamp, out: &mut Vec<Command>) {
+        let left = terminating.deadline.duration_since(now).max(SignedDuration::ZERO);
+        let grace_s = u32::try_from(left.as_secs()).unwrap_or(u32::MAX);
+        let mut stopped = Vec::new();
+        for container in self.state.init.iter_mut().chain(&mut self.state.containers) {
+            if let Stage::Running { attempt, container_id, started_at } = container.stage.clone() {
+                container.stage = Stage::Stopping { attempt, container_id, started_at };
+                stopped.push((container.name.clone(), attempt));
+            }
+        }
+        for (container, attempt) in stopped {
+            let message = format!("Stopping container {container}");
+            out.push(self.event(EventKind::Normal, "Killing", message, &container));
+            out.push(Command::Stop { container, attempt, grace_s });
+        }
+    }
+
+    fn wake(&self) -> Option<Timestamp> {
+        if self.state.life != Life::Active {
+            return None;
+        }
+        let sandbox = match &self.state.sandbox {
+            Sandbox::Failed { until, .. } => Some(*until),
+            _ => None,
+        };
+        let containers = self.state.init.iter().chain(&self.state.containers).filter_map(|c| match &c.stage {
+            Stage::ImageFailed { shown_until, until, .. } => Some(shown_until.unwrap_or(*until).min(*until)),
+            Stage::BackOff { until, .. } => Some(*until),
+            Stage::Running { .. } => c.probes.next_due(),
+            _ => None,
+        });
+        // Containers wait for the sandbox, so while it is being made nothing else is due.
+        if self.state.sandbox == Sandbox::Ready { containers.min() } else { sandbox }
+    }
+
+    pub(crate) fn any_live(&self) -> bool {
+        self.state.init.iter().chain(&self.state.containers).any(|c| c.live_attempt().is_some())
+    }
+
+    pub(crate) fn spec(&self) -> Option<&PodSpec> {
+        self.pod.spec.as_ref()
+    }
+
+    /// Whether a container that ends with this code would be started again.
+    pub(crate) fn always_restarts(&self) -> bool {
+        self.restart_policy() == RestartPolicy::Always
+    }
+
+    /// Whether a container that failed would be started again.
+    pub(crate) fn restarts_failed(&self) -> bool {
+        self.restart_policy() != RestartPolicy::Never
+    }
+
+    fn restart_policy(&self) -> RestartPolicy {
+        match self.spec().and_then(|s| s.restart_policy.as_deref()) {
+            Some("Never") => RestartPolicy::Never,
+            Some("OnFailure") => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
+        }
+    }
+
+    fn grace_s(&self) -> u32 {
+        self.spec().and_then(|s| s.termination_grace_period_seconds).map_or(GRACE_DEFAULT_S, clamp_grace)
+    }
+
+    /// `name_namespace(uid)`, as messages say it.
+    pub(crate) fn full_name(&self) -> String {
+        let meta = &self.pod.metadata;
+        format!(
+            "{}_{}({})",
+            meta.name.as_deref().unwrap_or_default(),
+            meta.namespace.as_deref().unwrap_or_default(),
+            self.state.uid
+        )
+    }
+
+    fn find(&mut self, name: &str) -> Option<(Container, &mut ContainerState)> {
+        let spec = self.pod.spec.as_ref()?;
+        let container = spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name)?;
+        let state = self.state.init.iter_mut().chain(&mut self.state.containers).find(|c| c.name == name)?;
+        Some((container.clone(), state))
+    }
+
+    fn event(&self, kind: EventKind, reason: &'static str, message: String, container: &str) -> Command {
+        let init = self.state.init.iter().any(|c| c.name == container);
+        let list = if init { "initContainers" } else { "containers" };
+        event(kind, reason, message, Some(format!("spec.{list}{{{container}}}")))
+    }
+}
+
+fn event(kind: EventKind, reason: &'static str, message: String, field_path: Option<String>) -> Command {
+    Command::Event(PodEvent { kind, reason, message, field_path })
+}
+
+pub(crate) fn succeeded(container: &ContainerState) -> bool {
+    matches!(&container.stage, Stage::Exited(end) if end.exit_code == 0)
+}
+
+fn image(container: &Container) -> &str {
+    container.image.as_deref().unwrap_or_default()
+}
+
+/// What a container asks for that this machine doesn't do.
+fn unsupported(container: &Container) -> Option<String> {
+    container
+        .restart_policy
+        .as_ref()
+        .map(|policy| format!("a container's own restartPolicy ({policy}) is not supported on this node"))
+}
+
+fn prepare(spec: &Container, state: &ContainerState) -> Command {
+    let policy = match spec.image_pull_policy.as_deref() {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        _ => PullPolicy::IfNotPresent,
+    };
+    Command::Prepare {
+        container: state.name.clone(),
+        image: image(spec).to_owned(),
+        policy,
+        known: state.image_id.clone(),
+    }
+}
+
+fn clamp_grace(seconds: i64) -> u32 {
+    u32::try_from(seconds.max(0)).unwrap_or(u32::MAX)
+}
