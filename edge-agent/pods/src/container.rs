@@ -157,7 +157,7 @@ impl ContainerState {
             Ending::Exit(Exit::Code { code: 0, message }) => (0, "Completed", message.clone()),
             Ending::Exit(Exit::Code { code, message }) => (*code, "Error", message.clone()),
             Ending::Exit(Exit::OutOfMemory) => (CODE_KILLED, "OOMKilled", None),
-            Ending::Exit(Exit::Error { message }) => (1, "Error", Some(message.clone())),
+            Ending::Exit(Exit::Error { code, message }) => (*code, "Error", Some(message.clone())),
             Ending::Exit(Exit::Killed) => (CODE_KILLED, "Error", None),
             Ending::StartFailed(message) => (CODE_START_FAILED, "StartError", Some(message.to_owned())),
             Ending::Lost => (

@@ -123,6 +123,8 @@ pub enum Exit {
     OutOfMemory,
     /// It trapped or its host failed it.
     Error {
+        /// The exit code to show.
+        code: i32,
         /// What happened.
         message: String,
     },

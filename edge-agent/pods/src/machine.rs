@@ -183,7 +183,8 @@ impl PodMachine {
             }
             Input::SandboxFailed { reason, message } => {
                 if self.state.life == Life::Active && self.state.sandbox != Sandbox::Released {
-                    if !matches!(&self.state.sandbox, Sandbox::Failed { message: old, .. } if *old == message) {
+                    if !matches!(&self.state.sandbox, Sandbox::Failed { message: old, .. } if *old == message)
+                    {
                         out.push(event(EventKind::Warning, reason, message.clone(), None));
                     }
                     self.state.sandbox = Sandbox::Failed { message, until: after(now, SANDBOX_RETRY_S) };
@@ -237,8 +238,13 @@ impl PodMachine {
                     return;
                 }
                 let end = state.terminate(Ending::Exit(&exit), now);
-                if let Exit::Error { message } = &exit {
-                    out.push(self.event(EventKind::Warning, "Failed", format!("Error: {message}"), &container));
+                if let Exit::Error { message, .. } = &exit {
+                    out.push(self.event(
+                        EventKind::Warning,
+                        "Failed",
+                        format!("Error: {message}"),
+                        &container,
+                    ));
                 }
                 self.ended(&container, end, now, out);
             }
@@ -320,7 +326,9 @@ impl PodMachine {
     ) {
         let pod_grace_s = self.grace_s();
         let Some((_, state)) = self.find(name) else { return };
-        let Stage::Running { attempt: running, container_id, started_at } = state.stage.clone() else { return };
+        let Stage::Running { attempt: running, container_id, started_at } = state.stage.clone() else {
+            return;
+        };
         if running != attempt {
             return;
         }
@@ -401,7 +409,10 @@ impl PodMachine {
                         state.stage = Stage::Exited(end);
                     }
                 }
-                Stage::Preparing | Stage::Configuring | Stage::ConfigMissing { .. } | Stage::BackOff { .. }
+                Stage::Preparing
+                | Stage::Configuring
+                | Stage::ConfigMissing { .. }
+                | Stage::BackOff { .. }
                     if active =>
                 {
                     // The artifact has to be loaded anew, so even a restart goes through Preparing again. What is
@@ -475,7 +486,9 @@ impl PodMachine {
                 state.stage = Stage::Preparing;
                 out.push(prepare(&spec, state));
             }
-            Stage::ImageFailed { reason, message, shown_until, .. } if shown_until.is_some_and(|at| at <= now) => {
+            Stage::ImageFailed { reason, message, shown_until, .. }
+                if shown_until.is_some_and(|at| at <= now) =>
+            {
                 *message = format!("Back-off pulling image {:?}: {reason}: {message}", image(&spec));
                 *reason = "ImagePullBackOff".to_owned();
                 *shown_until = None;
@@ -544,12 +557,15 @@ impl PodMachine {
             Sandbox::Failed { until, .. } => Some(*until),
             _ => None,
         };
-        let containers = self.state.init.iter().chain(&self.state.containers).filter_map(|c| match &c.stage {
-            Stage::ImageFailed { shown_until, until, .. } => Some(shown_until.unwrap_or(*until).min(*until)),
-            Stage::BackOff { until, .. } => Some(*until),
-            Stage::Running { .. } => c.probes.next_due(),
-            _ => None,
-        });
+        let containers =
+            self.state.init.iter().chain(&self.state.containers).filter_map(|c| match &c.stage {
+                Stage::ImageFailed { shown_until, until, .. } => {
+                    Some(shown_until.unwrap_or(*until).min(*until))
+                }
+                Stage::BackOff { until, .. } => Some(*until),
+                Stage::Running { .. } => c.probes.next_due(),
+                _ => None,
+            });
         // Containers wait for the sandbox, so while it is being made nothing else is due.
         if self.state.sandbox == Sandbox::Ready { containers.min() } else { sandbox }
     }
@@ -597,7 +613,8 @@ impl PodMachine {
 
     fn find(&mut self, name: &str) -> Option<(Container, &mut ContainerState)> {
         let spec = self.pod.spec.as_ref()?;
-        let container = spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name)?;
+        let container =
+            spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name)?;
         let state = self.state.init.iter_mut().chain(&mut self.state.containers).find(|c| c.name == name)?;
         Some((container.clone(), state))
     }

@@ -78,7 +78,11 @@ impl Probes {
     }
 
     /// Takes the probes that are due at `now`; each is in flight until its result is noted.
-    pub(crate) fn take_due(&mut self, now: Timestamp, container: &Container) -> Vec<(ProbeKind, ProbeTarget, u32)> {
+    pub(crate) fn take_due(
+        &mut self,
+        now: Timestamp,
+        container: &Container,
+    ) -> Vec<(ProbeKind, ProbeTarget, u32)> {
         let started = self.started();
         let mut due = Vec::new();
         for probing in &mut self.list {
@@ -214,7 +218,11 @@ mod tests {
     fn container(readiness: Probe) -> Container {
         Container {
             name: "c".into(),
-            ports: Some(vec![ContainerPort { name: Some("web".into()), container_port: 8080, ..Default::default() }]),
+            ports: Some(vec![ContainerPort {
+                name: Some("web".into()),
+                container_port: 8080,
+                ..Default::default()
+            }]),
             readiness_probe: Some(readiness),
             ..Default::default()
         }
@@ -247,9 +255,15 @@ mod tests {
             now += 5;
             assert_eq!(probes.next_due(), Some(at(now)));
         };
-        for (ok, ready) in
-            [(true, false), (true, true), (false, true), (true, true), (false, true), (false, false), (true, false)]
-        {
+        for (ok, ready) in [
+            (true, false),
+            (true, true),
+            (false, true),
+            (true, true),
+            (false, true),
+            (false, false),
+            (true, false),
+        ] {
             round(&mut probes, ok, ready);
         }
     }
@@ -278,7 +292,8 @@ mod tests {
         let check = |probe: Probe, expect: ProbeTarget| {
             assert_eq!(target(&probe, &container(Probe::default())), expect);
         };
-        let web = |port| ProbeTarget::Http { host: None, port, path: "/".into(), tls: false, headers: vec![] };
+        let web =
+            |port| ProbeTarget::Http { host: None, port, path: "/".into(), tls: false, headers: vec![] };
         check(http(IntOrString::Int(80)), web(80));
         check(http(IntOrString::String("web".into())), web(8080));
         check(http(IntOrString::String("81".into())), web(81));
@@ -286,10 +301,7 @@ mod tests {
             http(IntOrString::String("nope".into())),
             ProbeTarget::Unsupported("couldn't find port: \"nope\" in container \"c\"".into()),
         );
-        check(
-            http(IntOrString::Int(70000)),
-            ProbeTarget::Unsupported("invalid port number: 70000".into()),
-        );
+        check(http(IntOrString::Int(70000)), ProbeTarget::Unsupported("invalid port number: 70000".into()));
         check(Probe::default(), ProbeTarget::Unsupported("the probe has no handler".into()));
     }
 }

@@ -93,19 +93,18 @@ impl PodMachine {
             })
             .collect();
         let spec = self.pod().spec.clone().unwrap_or_default();
-        let initialized = self.state.init.iter().all(succeeded);
         let init_specs = spec.init_containers.unwrap_or_default();
         let init: Vec<_> = self
             .state
             .init
             .iter()
-            .filter_map(|state| Some(self.container_status(state, find(&init_specs, &state.name)?, true)))
+            .filter_map(|state| Some(self.container_status(state, find(&init_specs, &state.name)?)))
             .collect();
         let containers = self
             .state
             .containers
             .iter()
-            .filter_map(|state| Some(self.container_status(state, find(&spec.containers, &state.name)?, initialized)))
+            .filter_map(|state| Some(self.container_status(state, find(&spec.containers, &state.name)?)))
             .collect();
         PodStatus {
             observed_generation: generation,
@@ -167,16 +166,21 @@ impl PodMachine {
         matches!(container.stage, Stage::Running { .. }) && container.probes.ready()
     }
 
-    fn container_status(&self, state: &ContainerState, spec: &Container, initialized: bool) -> ContainerStatus {
+    fn container_status(
+        &self,
+        state: &ContainerState,
+        spec: &Container,
+    ) -> ContainerStatus {
         let waiting = |reason: &str, message: Option<String>| ApiState {
             waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
             ..Default::default()
         };
         let mut container_id = state.last.as_ref().and_then(|last| last.container_id.clone());
         let current = match &state.stage {
-            Stage::Waiting | Stage::Preparing | Stage::Configuring | Stage::Starting { .. } => {
-                waiting(if initialized { "ContainerCreating" } else { "PodInitializing" }, None)
-            }
+            Stage::Waiting | Stage::Preparing | Stage::Configuring | Stage::Starting { .. } => waiting(
+                if self.state.init.is_empty() { "ContainerCreating" } else { "PodInitializing" },
+                None,
+            ),
             Stage::ImageFailed { reason, message, .. } => waiting(reason, Some(message.clone())),
             Stage::ConfigMissing { message } => waiting("CreateContainerConfigError", Some(message.clone())),
             Stage::BackOff { delay_s, .. } => waiting(

@@ -74,7 +74,11 @@ impl Bench {
 
     fn up(&mut self, c: &str, attempt: u32) -> &mut Self {
         self.step(Input::ConfigReady { container: c.into() });
-        self.step(Input::Started { container: c.into(), attempt, container_id: format!("wasm://{c}-{attempt}") })
+        self.step(Input::Started {
+            container: c.into(),
+            attempt,
+            container_id: format!("wasm://{c}-{attempt}"),
+        })
     }
 
     fn exit(&mut self, c: &str, attempt: u32, code: i32) -> &mut Self {
@@ -84,7 +88,8 @@ impl Bench {
     /// phase, then `name:ready:restarts:state` of each container.
     fn shows(&self, expect: &str) {
         let mut text = self.status.phase.clone().unwrap_or_default();
-        let statuses = self.status.init_container_statuses.iter().chain(&self.status.container_statuses).flatten();
+        let statuses =
+            self.status.init_container_statuses.iter().chain(&self.status.container_statuses).flatten();
         for c in statuses {
             let state = c.state.clone().unwrap_or_default();
             let state = if let Some(w) = state.waiting {
@@ -198,7 +203,7 @@ fn exits_have_reasons() {
     };
     check(Exit::OutOfMemory, "Failed c:false:0:OOMKilled(137)");
     check(Exit::Killed, "Failed c:false:0:Error(137)");
-    check(Exit::Error { message: "trap".into() }, "Failed c:false:0:Error(1)");
+    check(Exit::Error { code: 134, message: "trap".into() }, "Failed c:false:0:Error(134)");
 }
 
 #[test]

@@ -70,7 +70,9 @@ impl World {
         match &input {
             Input::Desired(pod) if pod.metadata.deletion_timestamp.is_some() => self.terminating = true,
             Input::Removed => self.terminating = true,
-            Input::Exited { container, exit: Exit::Code { code: 0, .. }, .. } if container.starts_with('i') => {
+            Input::Exited { container, exit: Exit::Code { code: 0, .. }, .. }
+                if container.starts_with('i') =>
+            {
                 self.succeeded_init.insert(container.clone());
             }
             _ => {}
@@ -123,7 +125,8 @@ impl World {
 
     fn restart_agent(&mut self) {
         let state: PodState =
-            serde_json::from_slice(&serde_json::to_vec(self.machine.state()).expect("encodes")).expect("decodes");
+            serde_json::from_slice(&serde_json::to_vec(self.machine.state()).expect("encodes"))
+                .expect("decodes");
         self.machine = PodMachine::restore(self.pod.clone(), state);
         self.owed.clear();
         self.live.clear();
@@ -185,7 +188,7 @@ impl World {
             0..=80 => Exit::Code { code: 0, message: None },
             81..=160 => Exit::Code { code: 2, message: None },
             161..=200 => Exit::OutOfMemory,
-            _ => Exit::Error { message: "trap".into() },
+            _ => Exit::Error { code: 134, message: "trap".into() },
         };
         self.step(Input::Exited { container: container.to_owned(), attempt, exit });
     }
@@ -203,6 +206,10 @@ impl World {
         for _ in 0..500 {
             while let Some(index) = self.owed.len().checked_sub(1) {
                 self.answer(index, 0);
+                let init = self.live.iter().find(|(name, _)| name.starts_with('i'));
+                if let Some((name, attempt)) = init.map(|(n, a)| (n.clone(), *a)) {
+                    self.exit(&name, attempt, 0);
+                }
             }
             match self.wake {
                 Some(wake) if self.starts.len() < 200 => {
@@ -211,7 +218,8 @@ impl World {
                 }
                 _ => break,
             }
-            let settled = self.machine.state().containers.iter().all(|c| matches!(c.stage, Stage::Running { .. }));
+            let settled =
+                self.machine.state().containers.iter().all(|c| matches!(c.stage, Stage::Running { .. }));
             if settled {
                 break;
             }
@@ -243,7 +251,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn invariants_hold(
         policy in prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")],
