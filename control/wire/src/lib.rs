@@ -20,6 +20,7 @@ pub mod codec;
 pub mod frame;
 pub mod join;
 pub mod keys;
+pub mod report;
 pub mod session;
 pub mod stream;
 pub mod topic;

@@ -15,6 +15,7 @@
 //! Deliberately absent: lifecycle hooks, restartable init containers (they wait with a reason), ephemeral
 //! containers, active deadlines, and in-place changes of a container's image or resources.
 
+mod attempt;
 mod backoff;
 mod container;
 mod io;

@@ -166,11 +166,7 @@ impl PodMachine {
         matches!(container.stage, Stage::Running { .. }) && container.probes.ready()
     }
 
-    fn container_status(
-        &self,
-        state: &ContainerState,
-        spec: &Container,
-    ) -> ContainerStatus {
+    fn container_status(&self, state: &ContainerState, spec: &Container) -> ContainerStatus {
         let waiting = |reason: &str, message: Option<String>| ApiState {
             waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
             ..Default::default()

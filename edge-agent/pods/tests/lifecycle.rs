@@ -49,7 +49,7 @@ impl Bench {
     }
 
     fn wait(&mut self, seconds: i64) -> &mut Self {
-        self.now = self.now + jiff::SignedDuration::from_secs(seconds);
+        self.now += jiff::SignedDuration::from_secs(seconds);
         self.step(Input::Tick)
     }
 
