@@ -90,10 +90,9 @@ impl FieldError {
         Self::new(FieldErrorKind::Duplicate, field, value.into(), "")
     }
 
-    /// The value is none of `supported`.
+    /// The value is none of `supported`, which are shown in the order given.
     pub fn not_supported(field: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let mut supported: Vec<String> = supported.iter().map(|name| format!("\"{name}\"")).collect();
-        supported.sort();
+        let supported: Vec<String> = supported.iter().map(|name| format!("\"{name}\"")).collect();
         Self::new(
             FieldErrorKind::NotSupported,
             field,

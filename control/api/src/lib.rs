@@ -5,17 +5,23 @@
 
 pub use k8s_openapi as k8s;
 
+pub mod check;
+pub mod codec;
 pub mod discovery;
 pub mod field;
 pub mod fields;
 pub mod kinds;
 pub mod labels;
 pub mod managed;
+pub mod merge_keys;
+pub mod metadata;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod pod;
 pub mod quantity;
 pub mod resource;
+pub mod schema;
 pub mod status;
 pub mod strategy;
 pub mod table;

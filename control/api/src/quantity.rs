@@ -173,10 +173,11 @@ fn scaled(whole: &str, fraction: &str, power_of_two: u32, power_of_ten: i32) -> 
         return MAX;
     }
     // Digits far behind the point only matter for rounding up.
+    let kept = if power_of_two > 0 { 19 } else { 36 };
     let mut mantissa: i128 = 0;
     let mut sticky = false;
     for (index, digit) in digits.bytes().enumerate() {
-        if index < 19 {
+        if index < kept {
             mantissa = mantissa * 10 + i128::from(digit - b'0');
         } else {
             sticky |= digit != b'0';

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::field::FieldError;
 use crate::kinds;
+use crate::schema::{Kind, Schema};
 
 /// One kind that the API serves.
 pub struct Resource {
@@ -98,6 +99,10 @@ pub trait Strategy: Send + Sync {
     fn validate_update(&self, new: &Value, old: &Value, sub: Option<&str>) -> Vec<FieldError>;
     /// Hints for the client that go into `Warning` headers.
     fn warnings(&self, object: &Value) -> Vec<String>;
+    /// Adds the kind's types to the schema.
+    fn trace(&self, schema: &mut Schema);
+    /// The kind's own type in the schema.
+    fn kind(&self) -> Kind;
 }
 
 impl Resource {

@@ -1,10 +1,13 @@
-//! Node.
+//! Node: a machine that runs pods.
 
 use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
 
-use crate::resource::Resource;
-use crate::strategy::Typed;
-use crate::table;
+use crate::check::At;
+use crate::field::FieldError;
+use crate::resource::{FieldSelector, Resource};
+use crate::strategy::{Hooks, Typed, copy, set};
+use crate::{table, validation};
 
 /// The table entry of Node.
 pub static RESOURCE: Resource = Resource {
@@ -20,10 +23,117 @@ pub static RESOURCE: Resource = Resource {
     create_on_update: false,
     update_needs_version: false,
     subresources: &["status"],
-    columns: &[table::NAME, table::AGE],
-    row: |object, now| vec![table::name(object), table::age(object, now)],
-    fields: &[],
+    columns: &[
+        table::NAME,
+        table::column("Status", "The status of the node"),
+        table::column("Roles", "The roles of the node"),
+        table::AGE,
+        table::column("Version", "Version of the agent that the node reported."),
+        table::wide("Internal-IP", "Address of the node inside the cluster."),
+        table::wide("External-IP", "Address of the node outside the cluster."),
+        table::wide("OS-Image", "OS image that the node reported."),
+        table::wide("Kernel-Version", "Kernel version that the node reported."),
+        table::wide("Container-Runtime", "Runtime version that the node reported."),
+    ],
+    row,
+    fields: &[FieldSelector {
+        name: "spec.unschedulable",
+        get: |object| (object.pointer("/spec/unschedulable") == Some(&Value::Bool(true))).to_string(),
+    }],
     strategy: &STRATEGY,
 };
 
-static STRATEGY: Typed<Node> = Typed::new();
+// A node registers itself with its status, so that a create keeps it.
+static STRATEGY: Typed<Node> =
+    Typed::new(Hooks { has_status: true, default, validate, prepare_update, ..Hooks::NONE });
+
+fn default(object: &mut Value) {
+    set(object, "spec", json!({}));
+    let cidr = table::text(object, "/spec/podCIDR").to_owned();
+    if !cidr.is_empty() {
+        set(&mut object["spec"], "podCIDRs", json!([cidr]));
+    }
+    set(object, "status", json!({}));
+    if let Some(capacity) = object.pointer("/status/capacity").cloned() {
+        set(&mut object["status"], "allocatable", capacity);
+    }
+}
+
+fn prepare_update(new: &mut Value, old: &Value) {
+    // The address range is given once.
+    for field in ["podCIDR", "podCIDRs"] {
+        if old["spec"].get(field).is_some() {
+            copy(&mut new["spec"], &old["spec"], field);
+        }
+    }
+}
+
+fn validate(object: &At<'_>, errors: &mut Vec<FieldError>) {
+    let mut seen = std::collections::BTreeSet::new();
+    for taint in object.below(&["spec", "taints"]).items() {
+        let (key, value, effect) = (taint.field("key"), taint.field("value"), taint.field("effect"));
+        if key.required(errors) {
+            key.obeys(validation::qualified_name, errors);
+        }
+        if !value.is_empty() {
+            value.obeys(validation::label_value, errors);
+        }
+        effect.one_of(&["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
+        if !seen.insert((key.text(), effect.text())) {
+            errors.push(FieldError::duplicate(&taint.path, taint.value.clone()));
+        }
+    }
+}
+
+fn row(object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+    let address = |kind: &str| {
+        let addresses = table::list(object, "/status/addresses");
+        let found = addresses.iter().find(|address| address["type"] == kind);
+        json!(found.map_or("<none>", |address| table::text(address, "/address")))
+    };
+    let info = |field: &str| {
+        json!(table::or(table::text(object, &format!("/status/nodeInfo/{field}")), "<unknown>"))
+    };
+    vec![
+        table::name(object),
+        json!(status(object)),
+        json!(roles(object)),
+        table::age(object, now),
+        json!(table::text(object, "/status/nodeInfo/kubeletVersion")),
+        address("InternalIP"),
+        address("ExternalIP"),
+        info("osImage"),
+        info("kernelVersion"),
+        info("containerRuntimeVersion"),
+    ]
+}
+
+fn status(object: &Value) -> String {
+    let ready =
+        table::list(object, "/status/conditions").iter().find(|condition| condition["type"] == "Ready");
+    let mut status = match ready {
+        Some(ready) if ready["status"] == "True" => "Ready".to_owned(),
+        Some(_) => "NotReady".to_owned(),
+        None => "Unknown".to_owned(),
+    };
+    if object.pointer("/spec/unschedulable") == Some(&Value::Bool(true)) {
+        status.push_str(",SchedulingDisabled");
+    }
+    status
+}
+
+fn roles(object: &Value) -> String {
+    let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
+    let mut roles: Vec<&str> = labels
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+            Some(role) if !role.is_empty() => Some(role),
+            None if key == "kubernetes.io/role" => value.as_str().filter(|role| !role.is_empty()),
+            _ => None,
+        })
+        .collect();
+    roles.sort_unstable();
+    roles.dedup();
+    table::or(&roles.join(","), "<none>").to_owned()
+}

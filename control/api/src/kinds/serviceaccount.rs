@@ -1,9 +1,9 @@
-//! ServiceAccount.
+//! ServiceAccount: the identity of a pod.
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 
 use crate::resource::Resource;
-use crate::strategy::Typed;
+use crate::strategy::{Hooks, Typed};
 use crate::table;
 
 /// The table entry of ServiceAccount.
@@ -26,4 +26,4 @@ pub static RESOURCE: Resource = Resource {
     strategy: &STRATEGY,
 };
 
-static STRATEGY: Typed<ServiceAccount> = Typed::new();
+static STRATEGY: Typed<ServiceAccount> = Typed::new(Hooks::NONE);

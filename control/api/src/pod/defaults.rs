@@ -1,0 +1,169 @@
+//! What a pod's author leaves out. Deliberately absent: service account volumes (there are no tokens yet) and the tolerations that would
+//! evict a pod from an unreachable node after five minutes (here a pod stays unless it says otherwise).
+
+use serde_json::{Value, json};
+
+use crate::strategy::{get, items, set};
+
+/// Defaults of a pod spec, in a pod or in a template.
+pub fn pod_spec(spec: &mut Value) {
+    set(spec, "dnsPolicy", "ClusterFirst");
+    set(spec, "restartPolicy", "Always");
+    set(spec, "terminationGracePeriodSeconds", 30);
+    set(spec, "securityContext", json!({}));
+    set(spec, "schedulerName", "default-scheduler");
+    for (from, to) in [("serviceAccountName", "serviceAccount"), ("serviceAccount", "serviceAccountName")] {
+        if let Some(name) = spec.get(from).cloned().filter(|name| !name.is_null()) {
+            set(spec, to, name);
+        }
+    }
+    for volume in items(spec, "volumes") {
+        volume_source(volume);
+    }
+    let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for one in items(spec, list) {
+            container(one, host_network);
+        }
+    }
+}
+
+/// Defaults that only a pod has, not a template.
+pub fn pod(spec: &mut Value) {
+    set(spec, "enableServiceLinks", true);
+    for list in ["initContainers", "containers"] {
+        for container in items(spec, list) {
+            let Some(resources) = get(container, "resources") else { continue };
+            let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned() else { continue };
+            set(resources, "requests", json!({}));
+            for (name, limit) in limits {
+                set(&mut resources["requests"], &name, limit);
+            }
+        }
+    }
+}
+
+/// What admission adds to a new pod: its account and its priority.
+pub fn admission(spec: &mut Value) {
+    set(spec, "serviceAccountName", "default");
+    let account = spec["serviceAccountName"].clone();
+    set(spec, "serviceAccount", account);
+    set(spec, "priority", 0);
+    set(spec, "preemptionPolicy", "PreemptLowerPriority");
+}
+
+fn volume_source(volume: &mut Value) {
+    let has_source = volume.as_object().is_some_and(|fields| fields.keys().any(|key| key != "name"));
+    if !has_source {
+        set(volume, "emptyDir", json!({}));
+    }
+    for source in ["configMap", "secret", "downwardAPI", "projected"] {
+        if let Some(source) = get(volume, source) {
+            set(source, "defaultMode", 0o644);
+        }
+    }
+    if let Some(downward) = get(volume, "downwardAPI") {
+        downward_items(downward);
+    }
+    if let Some(projected) = get(volume, "projected") {
+        for source in items(projected, "sources") {
+            if let Some(token) = get(source, "serviceAccountToken") {
+                set(token, "expirationSeconds", 3600);
+            }
+            if let Some(downward) = get(source, "downwardAPI") {
+                downward_items(downward);
+            }
+        }
+    }
+    if let Some(host) = get(volume, "hostPath") {
+        set(host, "type", "");
+    }
+}
+
+fn downward_items(downward: &mut Value) {
+    for item in items(downward, "items") {
+        field_references(item);
+    }
+}
+
+fn field_references(holder: &mut Value) {
+    if let Some(field) = get(holder, "fieldRef") {
+        set(field, "apiVersion", "v1");
+    }
+    if let Some(resource) = get(holder, "resourceFieldRef") {
+        set(resource, "divisor", "0");
+    }
+}
+
+fn container(container: &mut Value, host_network: bool) {
+    for port in items(container, "ports") {
+        set(port, "protocol", "TCP");
+        if host_network && let Some(number) = port.get("containerPort").cloned() {
+            set(port, "hostPort", number);
+        }
+    }
+    for variable in items(container, "env") {
+        if let Some(source) = get(variable, "valueFrom") {
+            field_references(source);
+        }
+    }
+    let policy = pull_policy(container.get("image").and_then(Value::as_str).unwrap_or_default());
+    set(container, "imagePullPolicy", policy);
+    set(container, "resources", json!({}));
+    set(container, "terminationMessagePath", "/dev/termination-log");
+    set(container, "terminationMessagePolicy", "File");
+    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        if let Some(probe) = get(container, name) {
+            set(probe, "timeoutSeconds", 1);
+            set(probe, "periodSeconds", 10);
+            set(probe, "successThreshold", 1);
+            set(probe, "failureThreshold", 3);
+            if let Some(grpc) = get(probe, "grpc") {
+                set(grpc, "service", "");
+            }
+            http_get(probe);
+        }
+    }
+    if let Some(lifecycle) = get(container, "lifecycle") {
+        for handler in ["postStart", "preStop"] {
+            if let Some(handler) = get(lifecycle, handler) {
+                http_get(handler);
+            }
+        }
+    }
+}
+
+fn http_get(handler: &mut Value) {
+    if let Some(get_request) = get(handler, "httpGet") {
+        set(get_request, "path", "/");
+        set(get_request, "scheme", "HTTP");
+    }
+}
+
+/// An image without a tag, or with the tag `latest`, is always looked up again.
+fn pull_policy(image: &str) -> &'static str {
+    if image.contains('@') {
+        return "IfNotPresent";
+    }
+    let last = image.rsplit('/').next().unwrap_or_default();
+    match last.split_once(':') {
+        None | Some((_, "latest")) => "Always",
+        Some(_) => "IfNotPresent",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pull_policies() {
+        let check = |image: &str, expect: &str| assert_eq!(pull_policy(image), expect, "{image}");
+        check("app", "Always");
+        check("app:latest", "Always");
+        check("app:1", "IfNotPresent");
+        check("localhost:5000/app", "Always");
+        check("localhost:5000/app:2", "IfNotPresent");
+        check("app@sha256:0123", "IfNotPresent");
+    }
+}
