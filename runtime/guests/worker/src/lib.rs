@@ -9,7 +9,6 @@ use std::time::Duration;
 wit_bindgen::generate!({
     world: "lichen:workload/command",
     path: "../../../wit",
-    features: ["cli-exit-with-code"],
     generate_all,
 });
 
