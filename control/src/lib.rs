@@ -8,3 +8,5 @@ mod server;
 
 pub use config::Config;
 pub use server::{Server, StartError, TokenError};
+
+pub use lichen_gateway::{TOKEN_NAMESPACE, new_token, token_secret_name};

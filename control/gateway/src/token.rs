@@ -1,0 +1,150 @@
+//! Join tokens as Secrets, in the form that Kubernetes gave bootstrap tokens.
+//!
+//! Source: Kubernetes, "Authenticating with Bootstrap Tokens". Beyond it, Lichen's token text carries the digest of the
+//! cluster's authority, so that the secret never has to cross the wire.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use lichen_wire::join::Token;
+use rand::RngExt;
+use serde_json::{Value, json};
+
+/// The namespace of token Secrets.
+pub const TOKEN_NAMESPACE: &str = "kube-system";
+/// The type of token Secrets.
+pub const TOKEN_SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
+const ID_CHARS: usize = 6;
+/// 32 of 36 characters: 165 bits, out of reach of guessing against a recorded join.
+const SECRET_CHARS: usize = 32;
+const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+
+/// Why a Secret is no valid token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// A field is missing or malformed, or the Secret is of another type.
+    #[error("the Secret is not a bootstrap token: {0}")]
+    Malformed(&'static str),
+    /// It may not be used for joining.
+    #[error("the token's usage-bootstrap-authentication is not \"true\"")]
+    Usage,
+    /// Its time is over.
+    #[error("the token has expired")]
+    Expired,
+}
+
+/// The name of the Secret of a token.
+pub fn token_secret_name(id: &str) -> String {
+    format!("bootstrap-token-{id}")
+}
+
+/// A fresh token, and the Secret that makes it valid until `now + ttl`.
+pub fn new_token(ca_digest: [u8; 32], now: Timestamp, ttl: Duration) -> (Token, Value) {
+    loop {
+        let (id, secret) = (random_text(ID_CHARS), random_text(SECRET_CHARS));
+        // Always so, since both are made of the alphabet that tokens allow.
+        let Some(token) = Token::new(&id, &secret, ca_digest) else { continue };
+        let expires = Timestamp::from_second(now.as_second().saturating_add_unsigned(ttl.as_secs()))
+            .unwrap_or(Timestamp::MAX);
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": token_secret_name(&id), "namespace": TOKEN_NAMESPACE},
+            "type": TOKEN_SECRET_TYPE,
+            "stringData": {
+                "token-id": id,
+                "token-secret": secret,
+                "expiration": expires.to_string(),
+                "usage-bootstrap-authentication": "true",
+            },
+        });
+        return (token, object);
+    }
+}
+
+/// The token that a stored Secret makes valid at `now`.
+///
+/// # Errors
+/// When it is none, may not be used for joining, or has expired.
+pub fn token_of(secret: &Value, ca_digest: [u8; 32], now: Timestamp) -> Result<Token, TokenError> {
+    if secret["type"] != TOKEN_SECRET_TYPE {
+        return Err(TokenError::Malformed("its type is another"));
+    }
+    let field = |name: &str| {
+        let bytes = STANDARD.decode(secret["data"][name].as_str()?).ok()?;
+        String::from_utf8(bytes).ok()
+    };
+    if field("usage-bootstrap-authentication").as_deref() != Some("true") {
+        return Err(TokenError::Usage);
+    }
+    if let Some(expiration) = field("expiration") {
+        let expiration: Timestamp =
+            expiration.parse().map_err(|_| TokenError::Malformed("expiration is no RFC 3339 time"))?;
+        if expiration <= now {
+            return Err(TokenError::Expired);
+        }
+    }
+    let id = field("token-id").ok_or(TokenError::Malformed("token-id is missing"))?;
+    if secret["metadata"]["name"] != token_secret_name(&id) {
+        return Err(TokenError::Malformed("its name and token-id differ"));
+    }
+    let text = field("token-secret").ok_or(TokenError::Malformed("token-secret is missing"))?;
+    Token::new(&id, &text, ca_digest)
+        .ok_or(TokenError::Malformed("token-id or token-secret has forbidden characters"))
+}
+
+fn random_text(chars: usize) -> String {
+    let mut rng = rand::rng();
+    (0..chars).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: [u8; 32] = [7; 32];
+    const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
+    /// What the API server makes of `stringData`.
+    fn stored(mut secret: Value) -> Value {
+        let plain = secret["stringData"].take();
+        for (key, value) in plain.as_object().unwrap() {
+            secret["data"][key] = STANDARD.encode(value.as_str().unwrap()).into();
+        }
+        secret
+    }
+
+    #[test]
+    fn a_new_token_is_valid_until_it_expires() {
+        let (token, secret) = new_token(DIGEST, NOW, Duration::from_secs(60));
+        let secret = stored(secret);
+        let at = |seconds: i64| {
+            token_of(&secret, DIGEST, Timestamp::constant(1_800_000_000 + seconds, 0))
+                .map(|found| found.to_string())
+        };
+        assert_eq!(at(59), Ok(token.to_string()));
+        assert_eq!(at(60), Err(TokenError::Expired));
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused() {
+        let check = |change: fn(&mut Value), expect: TokenError| {
+            let (_, secret) = new_token(DIGEST, NOW, Duration::from_secs(60));
+            let mut secret = stored(secret);
+            change(&mut secret);
+            assert_eq!(token_of(&secret, DIGEST, NOW).err(), Some(expect));
+        };
+        check(|secret| secret["type"] = "Opaque".into(), TokenError::Malformed("its type is another"));
+        check(|secret| secret["data"]["usage-bootstrap-authentication"] = "".into(), TokenError::Usage);
+        check(
+            |secret| secret["metadata"]["name"] = "x".into(),
+            TokenError::Malformed("its name and token-id differ"),
+        );
+        check(
+            |secret| secret["data"]["expiration"] = "eA==".into(),
+            TokenError::Malformed("expiration is no RFC 3339 time"),
+        );
+    }
+}
