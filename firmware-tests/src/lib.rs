@@ -1,1 +1,7 @@
-//! The harness: dependency rules, end to end with real clients, cross builds, simulation.
+//! The harness of the tests that look at Lichen from outside: its dependency rules and its programs, run as a user
+//! runs them.
+//!
+//! Deliberately absent: anything that a crate's own tests can see.
+
+pub mod cluster;
+pub mod tools;

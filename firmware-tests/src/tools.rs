@@ -1,0 +1,27 @@
+//! Programs that a test needs and a machine may lack.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The version of kubectl whose behaviour the tests compare with.
+pub const KUBECTL_MINOR: &str = "v1.36.";
+
+/// Finds the kubectl to test with: `LICHEN_KUBECTL`, else the one on the path, of the version that Lichen speaks.
+///
+/// Where there is none the test cannot run: with `CI=true` that is a failure, elsewhere the reason is printed and
+/// `None` returned.
+///
+/// # Panics
+/// With `CI=true` and no such kubectl.
+pub fn kubectl() -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os("LICHEN_KUBECTL").unwrap_or_else(|| "kubectl".into()));
+    let version = Command::new(&path).args(["version", "--client"]).output();
+    let reason = match version {
+        Ok(output) if String::from_utf8_lossy(&output.stdout).contains(KUBECTL_MINOR) => return Some(path),
+        Ok(_) => format!("{} is not kubectl {KUBECTL_MINOR}x", path.display()),
+        Err(error) => format!("{}: {error}", path.display()),
+    };
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have kubectl {KUBECTL_MINOR}x: {reason}");
+    println!("skipped: {reason}; install kubectl {KUBECTL_MINOR}x or name it in LICHEN_KUBECTL");
+    None
+}
