@@ -1,1 +1,34 @@
 //! HTTPS around the registry: discovery, encodings, watch streams, subresources, authentication, authorisation.
+//!
+//! [`build`] binds, [`Bound::run`] serves until its shutdown signal and then drains. Paths are dynamic: whatever the
+//! resource table of `lichen-api` has is served.
+//!
+//! Invariants: nothing but the version and the health checks is answered to who is not in `system:masters`; every
+//! refusal is a Kubernetes `Status` (or the plain text that Kubernetes itself sends); every body, queue and wait is
+//! bounded.
+//!
+//! Deliberately absent: any rule about objects (the registry's), and the handlers that are mounted beside the API (the
+//! artifact registry's), which share only its port and its authentication.
+
+mod auth;
+mod body;
+mod collection;
+mod delete;
+mod discovery;
+mod documents;
+mod lists;
+mod logs;
+mod negotiate;
+mod object;
+mod options;
+mod parse;
+mod path;
+mod query;
+mod respond;
+mod router;
+mod server;
+mod watches;
+
+pub use respond::{Body, BodyError};
+pub use router::Mount;
+pub use server::{Bound, BuildError, Config, build};

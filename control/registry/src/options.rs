@@ -126,6 +126,8 @@ pub enum WatchStart {
     Initial,
     /// With the changes after a revision.
     After(Revision),
+    /// With the next change.
+    Now,
 }
 
 /// How a watch is done.

@@ -60,23 +60,22 @@ impl Registry {
         let mut filter = options.filter.clone();
         filter.name = name.map(str::to_owned);
         match options.start {
-            WatchStart::After(revision) => {
-                let changes = self.inner.store.watch(&prefix, revision).map_err(|gone| {
-                    Status::expired(format!("too old resource version: {} ({})", gone.wanted, gone.oldest))
-                })?;
-                Ok(Watch { changes, filter, initial: VecDeque::new(), initial_end: None })
-            }
+            WatchStart::Now => self.watch_after(&prefix, filter, self.revision()),
+            WatchStart::After(revision) => self.watch_after(&prefix, filter, revision),
             WatchStart::Initial => self.watch_from_now(&prefix, filter),
         }
     }
 
+    fn watch_after(&self, prefix: &str, filter: Filter, revision: Revision) -> Result<Watch, Status> {
+        let changes = self.inner.store.watch(prefix, revision).map_err(|gone| {
+            Status::expired(format!("too old resource version: {} ({})", gone.wanted, gone.oldest))
+        })?;
+        Ok(Watch { changes, filter, initial: VecDeque::new(), initial_end: None })
+    }
+
     fn watch_from_now(&self, prefix: &str, filter: Filter) -> Result<Watch, Status> {
         for _ in 0..START_ATTEMPTS {
-            let page = self
-                .inner
-                .store
-                .range(prefix, &RangeOptions::default())
-                .map_err(|error| Status::internal(&error))?;
+            let page = self.inner.store.range(prefix, &RangeOptions::default()).map_err(Status::internal)?;
             let Ok(changes) = self.inner.store.watch(prefix, page.revision) else { continue };
             let initial =
                 page.items.into_iter().map(|(_, record)| record).filter(|record| filter.matches(record));

@@ -1,0 +1,78 @@
+//! Who asks, by TLS client certificate, and whether they may.
+
+use hyper::header::{AUTHORIZATION, HeaderMap};
+use lichen_api::Status;
+use lichen_registry::Identity;
+use rustls::pki_types::CertificateDer;
+
+use crate::path::{Path, Target};
+
+/// The user that a request without credentials is.
+const ANONYMOUS: &str = "system:anonymous";
+
+/// The identity of a connection: its certificate's, which TLS has verified.
+pub(crate) fn identify(certificates: Option<&[CertificateDer<'_>]>) -> Identity {
+    let anonymous = || Identity::new(ANONYMOUS, ["system:unauthenticated"]);
+    let Some(leaf) = certificates.and_then(<[_]>::first) else { return anonymous() };
+    match lichen_pki::Identity::from_certificate(leaf) {
+        Ok(peer) => {
+            let mut groups = peer.groups;
+            groups.push("system:authenticated".to_owned());
+            Identity { user: peer.user, groups }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a client certificate names nobody");
+            anonymous()
+        }
+    }
+}
+
+/// Refuses credentials that this server does not know: they never fall back to another identity.
+pub(crate) fn check_headers(headers: &HeaderMap) -> Result<(), Status> {
+    if headers.contains_key(AUTHORIZATION) { Err(Status::unauthorized()) } else { Ok(()) }
+}
+
+/// Whether an identity may do this. Decided before anything else is said about the path.
+pub(crate) fn authorize(identity: &Identity, path: &Path, verb: &str, raw_path: &str) -> Result<(), Status> {
+    if identity.is_master() || matches!(path, Path::Version | Path::Health) {
+        return Ok(());
+    }
+    match path {
+        Path::Resource(target) => Err(forbidden(identity, target, verb)),
+        _ => Err(Status::forbidden_path(&identity.user, verb, raw_path)),
+    }
+}
+
+fn forbidden(identity: &Identity, target: &Target, verb: &str) -> Status {
+    let Target { group, plural, .. } = target;
+    let qualified = if group.is_empty() { plural.clone() } else { format!("{plural}.{group}") };
+    let name = target.name.as_deref().unwrap_or_default();
+    let object = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
+    let resource = match &target.sub {
+        Some(sub) => format!("{plural}/{sub}"),
+        None => plural.clone(),
+    };
+    // A namespace is asked for inside itself.
+    let namespace = match (&target.namespace, plural.as_str()) {
+        (Some(namespace), _) => Some(namespace.as_str()),
+        (None, "namespaces") if !name.is_empty() => Some(name),
+        _ => None,
+    };
+    let place = match namespace {
+        Some(namespace) => format!("in the namespace \"{namespace}\""),
+        None => "at the cluster scope".to_owned(),
+    };
+    let user = &identity.user;
+    let mut status = Status::new(
+        403,
+        "Forbidden",
+        format!(
+            "{qualified}{object} is forbidden: User \"{user}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {place}"
+        ),
+    );
+    let details = status.details_mut();
+    details.name = name.to_owned();
+    details.group = group.clone();
+    details.kind = plural.clone();
+    status
+}
