@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::de::DeserializeOwned;
@@ -109,6 +109,8 @@ pub struct Partial {
     pub kind: Kind,
     /// Metadata, without annotations and managedFields.
     pub metadata: ObjectMeta,
+    /// Of an Event, when it last happened, as far as it says.
+    pub last_seen: Option<jiff::Timestamp>,
 }
 
 /// The objects of one kind, ordered by namespace and name.
@@ -324,10 +326,17 @@ impl Object {
         struct OnlyMetadata {
             metadata: ObjectMeta,
         }
-        let OnlyMetadata { mut metadata } = parse(json)?;
+        let (mut metadata, last_seen) = if kind == Kind::EVENT {
+            let event: Event = parse(json)?;
+            let series = event.series.and_then(|series| series.last_observed_time);
+            let micro = series.max(event.event_time).map(|time| time.0);
+            (event.metadata, micro.max(event.last_timestamp.map(|time| time.0)))
+        } else {
+            (parse::<OnlyMetadata>(json)?.metadata, None)
+        };
         metadata.managed_fields = None;
         metadata.annotations = None;
-        Ok(Object::Other(Arc::new(Partial { kind, metadata })))
+        Ok(Object::Other(Arc::new(Partial { kind, metadata, last_seen })))
     }
 }
 

@@ -46,11 +46,11 @@ impl From<ObjectId> for Interest {
     }
 }
 
-/// What a reconciler wants done. The steps are taken in order, except that neighbouring creations and deletions may
-/// be taken together; the first one that fails ends the run, and the key is tried again after a back-off.
+/// What a reconciler wants done. If a step fails, the key is tried again after a back-off.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// The steps.
+    /// The steps, at most one for each object. They do not build upon each other: they may be taken in any order or
+    /// together, and one may succeed where another fails.
     pub steps: Vec<Step>,
     /// When to look at this key again even if nothing changes.
     pub requeue_after: Option<Duration>,
@@ -60,6 +60,13 @@ impl Outcome {
     /// Nothing to do.
     pub fn done() -> Outcome {
         Outcome::default()
+    }
+
+    /// An outcome of one action that tells no one.
+    pub fn of(action: Action) -> Outcome {
+        let mut outcome = Outcome::default();
+        outcome.push(action);
+        outcome
     }
 
     /// Adds an action that tells no one.

@@ -1,0 +1,133 @@
+use std::sync::Arc;
+
+use lichen_api::k8s::api::discovery::v1::EndpointSlice;
+use serde_json::json;
+
+use crate::testing::{Cluster, deployment, service};
+
+fn slices(cluster: &Cluster) -> Vec<Arc<EndpointSlice>> {
+    cluster.view.endpoint_slices.values().cloned().collect()
+}
+
+/// Endpoints as `ready serving terminating`.
+fn conditions(cluster: &Cluster) -> Vec<String> {
+    let mut found: Vec<String> = slices(cluster)
+        .iter()
+        .flat_map(|slice| slice.endpoints.clone().unwrap_or_default())
+        .map(|endpoint| {
+            let told = endpoint.conditions.unwrap();
+            let letter =
+                |state: Option<bool>, letter: &'static str| if state == Some(true) { letter } else { "-" };
+            [letter(told.ready, "r"), letter(told.serving, "s"), letter(told.terminating, "t")].concat()
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn endpoints_follow_the_readiness_of_pods() {
+    let mut cluster = Cluster::new();
+    cluster.quick = false;
+    cluster.create(service("web", "web"));
+    cluster.settle();
+    let empty = slices(&cluster);
+    assert_eq!(empty.len(), 1);
+    assert_eq!(empty[0].endpoints.as_deref(), Some(&[][..]));
+    assert_eq!(empty[0].metadata.labels.as_ref().unwrap()["kubernetes.io/service-name"], "web");
+
+    let id = cluster.create(deployment("web", 2));
+    cluster.run();
+    assert_eq!(conditions(&cluster), ["rs-", "rs-"]);
+    let slice = &slices(&cluster)[0];
+    assert_eq!(slices(&cluster).len(), 1);
+    assert_eq!(slice.metadata.name, empty[0].metadata.name);
+    let port = &slice.ports.as_ref().unwrap()[0];
+    assert_eq!((port.name.as_deref(), port.port), (Some("http"), Some(8080)));
+    let endpoint = &slice.endpoints.as_ref().unwrap()[0];
+    assert!(endpoint.node_name.is_some() && endpoint.target_ref.as_ref().unwrap().uid.is_some());
+
+    let pod = cluster.pods().remove(0);
+    cluster.set_pod(&pod, |value, _| value["status"]["conditions"] = json!([]));
+    cluster.settle();
+    assert_eq!(conditions(&cluster), ["---", "rs-"]);
+
+    cluster.edit(&id, |value| value["spec"]["replicas"] = json!(1));
+    cluster.settle();
+    assert_eq!(conditions(&cluster), ["--t", "rs-"]);
+    cluster.assert_at_rest();
+}
+
+#[test]
+fn an_endpoint_on_a_node_out_of_reach_is_not_ready() {
+    let mut cluster = Cluster::new();
+    cluster.create(service("web", "web"));
+    cluster.create(deployment("web", 2));
+    cluster.run();
+    let on = |cluster: &Cluster, node: &str| cluster.view.pods_on(node).count();
+    let node = if on(&cluster, "n1") > 0 { "n1" } else { "n2" };
+    let lost = on(&cluster, node);
+    let id = lichen_api::view::ObjectId::new(lichen_api::view::Kind::NODE, "", node);
+    cluster
+        .edit(&id, |value| value["status"]["conditions"] = json!([{"type": "Ready", "status": "Unknown"}]));
+    cluster.settle();
+    assert_eq!(conditions(&cluster).iter().filter(|told| *told == "---").count(), lost);
+    cluster.edit(&id, |value| value["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]));
+    cluster.settle();
+    assert_eq!(conditions(&cluster), ["rs-", "rs-"]);
+    cluster.assert_at_rest();
+}
+
+#[test]
+fn slices_hold_a_hundred_endpoints_and_endpoints_stay_where_they_are() {
+    let mut cluster = Cluster::new();
+    cluster.create(service("web", "web"));
+    let id = cluster.create(deployment("web", 230));
+    cluster.run();
+    let sizes = |cluster: &Cluster| {
+        let mut sizes: Vec<usize> =
+            slices(cluster).iter().map(|slice| slice.endpoints.as_ref().unwrap().len()).collect();
+        sizes.sort();
+        sizes
+    };
+    assert_eq!(sizes(&cluster), [30, 100, 100]);
+    cluster.edit(&id, |value| value["spec"]["replicas"] = json!(1));
+    cluster.settle();
+    assert_eq!(sizes(&cluster), [1]);
+    cluster.edit(&id, |value| value["spec"]["replicas"] = json!(0));
+    cluster.settle();
+    assert_eq!(sizes(&cluster), [0]);
+    cluster.assert_at_rest();
+}
+
+#[test]
+fn ports_by_name_are_those_of_each_pod() {
+    let mut cluster = Cluster::new();
+    let mut named = service("web", "web");
+    named["spec"]["ports"][0]["targetPort"] = json!("http");
+    let id = cluster.create(named);
+    for (name, port) in [("a", 8080), ("b", 9090)] {
+        let mut object = deployment(name, 1);
+        object["spec"]["template"]["metadata"]["labels"]["app"] = json!("web");
+        object["spec"]["template"]["metadata"]["labels"]["is"] = json!(name);
+        object["spec"]["selector"] = json!({"matchLabels": {"is": name}});
+        object["spec"]["template"]["spec"]["containers"][0]["ports"] =
+            json!([{"name": "http", "containerPort": port}]);
+        cluster.create(object);
+    }
+    cluster.run();
+    let numbers = |cluster: &Cluster| {
+        let mut numbers: Vec<Option<i32>> = slices(cluster)
+            .iter()
+            .flat_map(|slice| slice.ports.clone().unwrap_or_default())
+            .map(|p| p.port)
+            .collect();
+        numbers.sort();
+        numbers
+    };
+    assert_eq!(numbers(&cluster), [Some(8080), Some(9090)]);
+    cluster.edit(&id, |value| value["spec"]["ports"][0]["targetPort"] = json!(1234));
+    cluster.settle();
+    assert_eq!(numbers(&cluster), [Some(1234)]);
+    cluster.assert_at_rest();
+}

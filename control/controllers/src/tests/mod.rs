@@ -1,0 +1,5 @@
+//! The controllers together, on a cluster in memory.
+
+mod endpoints;
+mod lifecycle;
+mod rollouts;
