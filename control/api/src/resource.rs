@@ -80,7 +80,8 @@ pub struct DecodeError {
     pub message: String,
 }
 
-/// What differs from kind to kind on a write. Objects go through the phases in this order: decode, prepare, default, validate.
+/// What differs from kind to kind on a write. The phases of a create: decode, default, (managedFields), prepare_create, validate. Those of an
+/// update: decode, prepare_update, default, validate_update, (managedFields).
 ///
 /// Implementations are pure: no clock, no randomness, no knowledge of other objects.
 pub trait Strategy: Send + Sync {
@@ -88,7 +89,7 @@ pub trait Strategy: Send + Sync {
     fn decode(&self, object: Value, on_unknown: &mut dyn FnMut(&str)) -> Result<Value, DecodeError>;
     /// Fills in what the client left out. Idempotent.
     fn default(&self, object: &mut Value);
-    /// Clears what a client may not set on create (status), sets the first generation.
+    /// Makes what the server and not the client decides on create: the first status and generation, what admission adds.
     fn prepare_create(&self, object: &mut Value);
     /// Carries over from `old` what this request may not change: `sub` is None for the main resource or Some("status"). Bumps the
     /// generation when the desired state changed.

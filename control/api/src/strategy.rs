@@ -90,6 +90,8 @@ impl<T: DeserializeOwned + Serialize> Strategy for Typed<T> {
             copy(new, old, "status");
         }
         (self.hooks.prepare_update)(new, old);
+        // What a client left out is no change of the desired state.
+        (self.hooks.default)(new);
         if self.hooks.has_generation && desired_state_differs(new, old) {
             let generation = old.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default();
             new["metadata"]["generation"] = json!(generation + 1);

@@ -52,7 +52,7 @@ static STRATEGY: Typed<Service> = Typed::new(Hooks {
     name: validation::service_name,
     has_status: true,
     default,
-    prepare_create: |object| object["status"] = json!({"loadBalancer": {}}),
+    prepare_create,
     prepare_update,
     validate,
     validate_update,
@@ -85,9 +85,17 @@ fn default(object: &mut Value) {
     if kind == "LoadBalancer" {
         set(spec, "allocateLoadBalancerNodePorts", true);
     }
-    set(spec, "ipFamilyPolicy", "SingleStack");
-    set(spec, "ipFamilies", json!(["IPv4"]));
-    cluster_addresses(spec);
+}
+
+fn prepare_create(object: &mut Value) {
+    object["status"] = json!({"loadBalancer": {}});
+    set(object, "spec", json!({}));
+    let spec = &mut object["spec"];
+    if spec["type"] != "ExternalName" {
+        set(spec, "ipFamilyPolicy", "SingleStack");
+        set(spec, "ipFamilies", json!(["IPv4"]));
+        cluster_addresses(spec);
+    }
 }
 
 /// `clusterIP` and `clusterIPs[0]` are the same thing, said by clients of different age.
@@ -108,6 +116,11 @@ fn prepare_update(new: &mut Value, old: &Value) {
     }
     // A client that leaves the allocated address out means to keep it.
     let spec = &mut new["spec"];
+    for field in ["ipFamilies", "ipFamilyPolicy"] {
+        if spec.get(field).is_none() {
+            copy(spec, &old["spec"], field);
+        }
+    }
     match (table::text(spec, "/clusterIP"), table::text(spec, "/clusterIPs/0")) {
         ("", "") => {
             copy(spec, &old["spec"], "clusterIP");
