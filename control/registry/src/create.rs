@@ -32,8 +32,6 @@ impl Registry {
         }
         set_namespace(resource, &mut object, namespace)?;
         clear_system_fields(&mut object);
-        resource.strategy.prepare_create(&mut object);
-        resource.strategy.default(&mut object);
 
         let prefix = text(&object, "generateName").to_owned();
         let generated = text(&object, "name").is_empty() && !prefix.is_empty();
@@ -72,6 +70,11 @@ impl Registry {
         let metadata = metadata_mut(&mut object);
         metadata.insert("uid".to_owned(), json!(self.inner.sources.uid()));
         metadata.insert("creationTimestamp".to_owned(), json!(names::rfc3339(now)));
+        // The client owns what it asked for and what that defaults to, but not what the server adds from here on.
+        resource.strategy.default(&mut object);
+        let manager = options.field_manager.as_deref().unwrap_or_else(|| identity.default_manager());
+        managed::update(resource, None, &mut object, manager, now, "");
+        resource.strategy.prepare_create(&mut object);
         let namespace_check = self.admit_create(resource, namespace, &mut object).map_err(Refused::Final)?;
         let mut errors = resource.strategy.validate(&object);
         let (allocations, refused) = self.allocate(resource, &mut object, None);
@@ -80,9 +83,6 @@ impl Registry {
         if !errors.is_empty() {
             return Err(Refused::Final(Status::invalid(resource, &name, errors)));
         }
-        let manager = options.field_manager.as_deref().unwrap_or_else(|| identity.default_manager());
-        managed::update(resource, None, &mut object, manager, now, "");
-
         let warnings = resource.strategy.warnings(&object);
         let key = key_of(resource, namespace, &name);
         let draft = Draft::new(&object, resource.field_values(&object));

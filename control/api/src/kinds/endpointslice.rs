@@ -42,6 +42,7 @@ static STRATEGY: Typed<EndpointSlice> =
     Typed::new(Hooks { has_generation: true, default, validate, validate_update, ..Hooks::NONE });
 
 fn default(object: &mut Value) {
+    set(object, "endpoints", json!([]));
     for port in items(object, "ports") {
         set(port, "name", "");
         set(port, "protocol", "TCP");
