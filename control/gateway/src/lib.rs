@@ -1,6 +1,206 @@
 //! MQTT to sessions to registry, and the embedded broker.
+//!
+//! The gateway owns one wire session a node. Down it sends the node's desired state, from one watch for all nodes; up
+//! come reports, each written under the node's own identity after it was judged; streams carry logs and artifacts.
+//!
+//! Invariants:
+//! - nothing a bus delivers is believed unless the session's seal proves it; a bus can delay and lose, no more;
+//! - a node changes its own Node, the status of pods bound to it, and events about those, whatever it sends;
+//! - each start of a gateway is granted an owner epoch higher than any before, so that agents refuse a stale one;
+//! - presence is memory: a node that stays connected costs no write.
+//!
+//! Deliberately absent: which broker carries the messages (see [`bus`]), and forwarding between gateways.
 
 pub mod broker;
-mod token;
+pub mod bus;
 
-pub use token::{TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, TokenError, new_token, token_of, token_secret_name};
+mod conditions;
+mod desired;
+mod feed;
+mod happened;
+mod hub;
+mod item;
+mod join;
+mod logs;
+mod node;
+mod ownership;
+mod presence;
+mod reports;
+mod serve;
+mod settle;
+mod tokens;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use lichen_api::{Status, kinds};
+use lichen_artifacts::Artifacts;
+use lichen_pki::Authority;
+use lichen_registry::{ListOptions, LogRequest, LogStream, NodeStreams, Registry, name_of};
+use lichen_wire::session::{Limits, Timing};
+use rand::RngExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+pub use ownership::OwnershipError;
+pub use tokens::{TokenError, create_token};
+
+use crate::bus::{Bus, Publish};
+use crate::desired::Desired;
+use crate::hub::Nodes;
+use crate::node::Input;
+use crate::presence::Presence;
+use crate::reports::Reporter;
+
+/// How long a node may be without a session until its Ready condition becomes Unknown.
+pub const SILENCE_GRACE: Duration = Duration::from_secs(40);
+
+/// What a gateway is made of.
+pub struct Config {
+    /// Where objects are read and written.
+    pub registry: Registry,
+    /// Where nodes' artifacts come from.
+    pub artifacts: Artifacts,
+    /// The CA that certifies nodes.
+    pub authority: Arc<Authority>,
+    /// What carries messages.
+    pub bus: Box<dyn Bus>,
+    /// How long a node may be without a session until it counts as silent.
+    pub silence_grace: Duration,
+    /// The bounds of each session.
+    pub limits: Limits,
+    /// The times of each session.
+    pub timing: Timing,
+}
+
+impl Config {
+    /// A gateway with the usual bounds and times.
+    pub fn new(
+        registry: Registry,
+        artifacts: Artifacts,
+        authority: Arc<Authority>,
+        bus: Box<dyn Bus>,
+    ) -> Config {
+        Config {
+            registry,
+            artifacts,
+            authority,
+            bus,
+            silence_grace: SILENCE_GRACE,
+            limits: Limits::SERVER,
+            timing: Timing::DEFAULT,
+        }
+    }
+}
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It could not take over from whoever was the gateway before.
+    #[error("cannot become the gateway")]
+    Ownership(#[from] OwnershipError),
+    /// The nodes could not be read.
+    #[error("cannot read the nodes: {0}")]
+    Read(#[from] Status),
+}
+
+/// What the parts of a gateway share.
+pub(crate) struct Shared {
+    registry: Registry,
+    artifacts: Artifacts,
+    publisher: Arc<dyn Publish>,
+    reporter: Reporter,
+    presence: Arc<Presence>,
+    desired: Mutex<Desired>,
+    epoch: u64,
+    incarnation: u64,
+    limits: Limits,
+    timing: Timing,
+    start: Instant,
+}
+
+impl Shared {
+    /// Milliseconds since the gateway's start, by a clock that never goes back.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A running gateway.
+pub struct Gateway {
+    links: NodeLinks,
+    tasks: JoinSet<()>,
+}
+
+impl Gateway {
+    /// Takes over the nodes and begins to serve them. When this returns, the gateway listens.
+    pub async fn start(config: Config) -> Result<Gateway, StartError> {
+        let Config { registry, artifacts, authority, bus, silence_grace, limits, timing } = config;
+        let epoch = ownership::take_over(&registry).await?;
+        let incarnation = ownership::incarnation(&registry, rand::rng().random()).await?;
+        let start = Instant::now();
+        let presence = Arc::new(Presence::default());
+        for node in registry.list(&kinds::node::RESOURCE, None, &ListOptions::default()).await?.items {
+            presence.set(name_of(&node), false, start);
+        }
+        let shared = Arc::new(Shared {
+            reporter: Reporter::new(registry.clone(), presence.clone()),
+            publisher: bus.publisher(),
+            registry: registry.clone(),
+            artifacts,
+            presence: presence.clone(),
+            desired: Mutex::default(),
+            epoch,
+            incarnation,
+            limits,
+            timing,
+            start,
+        });
+        tracing::info!(epoch, "the gateway takes over");
+        let watch = feed::begin(&shared).await;
+        let nodes = Arc::new(Nodes::default());
+        let (joins, joins_in) = mpsc::channel(join::JOINS_QUEUED_MAX);
+        let (joined, joined_in) = mpsc::channel(join::JOINS_QUEUED_MAX);
+        let joiner =
+            join::Joiner { registry: registry.clone(), authority, publisher: shared.publisher.clone(), joined };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(presence.run(registry, silence_grace));
+        tasks.spawn(joiner.run(joins_in));
+        let fed = shared.clone();
+        tasks.spawn(async move { tracing::info!(reason = %feed::run(fed, watch).await, "no more changes") });
+        tasks.spawn(hub::run(shared, nodes.clone(), bus, joins, joined_in));
+        Ok(Gateway { links: NodeLinks { nodes }, tasks })
+    }
+
+    /// The way to the nodes, for the API server.
+    pub fn links(&self) -> NodeLinks {
+        self.links.clone()
+    }
+
+    /// Says goodbye to every node and ends every task.
+    pub async fn shutdown(mut self) {
+        self.tasks.shutdown().await;
+        self.links.nodes.stop().await;
+    }
+}
+
+/// The way to the nodes. Cheap to clone.
+#[derive(Clone)]
+pub struct NodeLinks {
+    nodes: Arc<Nodes>,
+}
+
+impl NodeStreams for NodeLinks {
+    fn logs<'a>(&'a self, node: &'a str, request: LogRequest) -> BoxFuture<'a, Result<LogStream, Status>> {
+        Box::pin(async move {
+            let gone = || Status::service_unavailable(format!("node {node} is not connected"));
+            let inputs = self.nodes.inputs(node).ok_or_else(gone)?;
+            let request = logs::encode(&request)?;
+            let (reply, answer) = oneshot::channel();
+            inputs.send(Input::Logs { request, reply }).await.map_err(|_| gone())?;
+            logs::begin(answer.await.map_err(|_| gone())??).await
+        })
+    }
+}

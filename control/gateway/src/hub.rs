@@ -1,0 +1,121 @@
+//! Sorts what comes off the bus: frames to the tasks of their nodes, wills to the same, joins to whoever answers them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lichen_wire::session::{Config, GatewayConfig, Growable, Session};
+use lichen_wire::topic::{Channel, PRESENCE_DOWN, Topic};
+use rand::RngExt;
+use tokio::sync::mpsc;
+
+use crate::Shared;
+use crate::bus::{Bus, Message};
+use crate::join;
+use crate::node::{Handle, Input};
+use crate::ownership;
+
+/// The tasks of all nodes that have joined.
+#[derive(Default)]
+pub(crate) struct Nodes(Mutex<BTreeMap<String, Handle>>);
+
+impl Nodes {
+    /// Where a node's task takes wishes; none if there is no such node.
+    pub(crate) fn inputs(&self, node: &str) -> Option<mpsc::Sender<Input>> {
+        self.lock().get(node).map(Handle::inputs)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a node's task, or gives a node that joined anew a task with its new key.
+    fn start(&self, shared: &Arc<Shared>, node: &str) -> bool {
+        let entry = match ownership::node_key(&shared.registry, node) {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::error!(node, %error, "a node can't be served");
+                return false;
+            }
+        };
+        let (Ok(name), Some(topic)) = (node.try_into(), (Topic::Node { node, channel: Channel::Down }).name())
+        else {
+            return false;
+        };
+        let config = Config::Gateway(GatewayConfig {
+            node: name,
+            key: entry.key,
+            epoch: shared.epoch,
+            incarnation: shared.incarnation,
+            limits: shared.limits,
+            timing: shared.timing,
+        });
+        let session = Session::<Growable>::new(config, rand::rng().random());
+        let handle = Handle::spawn(shared.clone(), node, topic.as_str().to_owned(), session);
+        self.lock().insert(node.to_owned(), handle);
+        true
+    }
+
+    /// Ends every task after a goodbye to its node.
+    pub(crate) async fn stop(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        futures_util::future::join_all(all.into_values().map(Handle::stop)).await;
+    }
+}
+
+/// Serves the bus until it ends or this is dropped.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    nodes: Arc<Nodes>,
+    mut bus: Box<dyn Bus>,
+    joins: mpsc::Sender<join::Request>,
+    mut joined: mpsc::Receiver<String>,
+) {
+    // Nodes that joined earlier are asked to say hello.
+    match ownership::joined_nodes(&shared.registry) {
+        Ok(known) => known.iter().for_each(|node| drop(nodes.start(&shared, node))),
+        Err(error) => tracing::error!(%error, "nodes are served as they show themselves"),
+    }
+    loop {
+        tokio::select! {
+            message = bus.recv() => match message {
+                Some(message) => sort(&shared, &nodes, &joins, message),
+                None => break,
+            },
+            Some(node) = joined.recv() => drop(nodes.start(&shared, &node)),
+        }
+    }
+    tracing::info!("the bus has ended");
+}
+
+fn sort(shared: &Arc<Shared>, nodes: &Nodes, joins: &mpsc::Sender<join::Request>, message: Message) {
+    match Topic::parse(&message.topic) {
+        Some(Topic::Node { node, channel: Channel::Up }) => {
+            let known = nodes.lock().contains_key(node);
+            if !known && !nodes.start(shared, node) {
+                tracing::debug!(node, "a frame of a node that has not joined");
+                return;
+            }
+            if let Some(handle) = nodes.lock().get(node) {
+                handle.frame(message.payload);
+            }
+        }
+        Some(Topic::Node { node, channel: Channel::Presence }) => {
+            // A will is a hint that anyone on the bus could have made up: the node is asked.
+            if message.payload == PRESENCE_DOWN
+                && let Some(handle) = nodes.lock().get(node)
+            {
+                handle.probe();
+            }
+        }
+        Some(Topic::JoinUp { token_id }) => {
+            let request = join::Request { token_id: token_id.to_owned(), payload: message.payload };
+            if joins.try_send(request).is_err() {
+                tracing::warn!("a join request was dropped: too many wait");
+            }
+        }
+        Some(Topic::Node { channel: Channel::Down, .. } | Topic::JoinDown { .. }) | None => {
+            tracing::debug!(topic = &*message.topic, "a message that is not for the gateway");
+        }
+    }
+}
