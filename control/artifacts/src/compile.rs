@@ -20,6 +20,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use lichen_wire::stream::ARTIFACT_SIGNING_CONTEXT;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -30,7 +31,7 @@ use crate::blobs::Blobs;
 use crate::{BlobError, Component, ComponentError, Digest, OpenError, files};
 
 /// The longest profile id that is taken.
-pub const PROFILE_BYTES_MAX: usize = 128;
+pub const PROFILE_BYTES_MAX: usize = 160;
 
 /// How much of what a worker complains about is kept.
 const STDERR_BYTES_MAX: u64 = 16 * 1024;
@@ -77,23 +78,22 @@ pub trait Signer: Send + Sync {
     fn verify(&self, message: &[u8], signature: &[u8]) -> bool;
 }
 
-/// What the CA's key is used for here: a signature made for another context does not count.
-pub const SIGNING_CONTEXT: &str = "compiled-artifact";
-
 impl Signer for lichen_pki::Authority {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
-        Ok(lichen_pki::Authority::sign(self, SIGNING_CONTEXT, message)?)
+        Ok(lichen_pki::Authority::sign(self, ARTIFACT_SIGNING_CONTEXT, message)?)
     }
 
     fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
-        lichen_pki::verify(self.ca_pem(), SIGNING_CONTEXT, message, signature).is_ok()
+        lichen_pki::verify(self.ca_pem(), ARTIFACT_SIGNING_CONTEXT, message, signature).is_ok()
     }
 }
 
-/// The text that a compiled artifact's signature is over: which component it was made from, for which profile, and what
-/// came out. Whoever verifies rebuilds it from what they asked for and from the bytes they got.
-pub fn statement(component: &Digest, profile: &str, sha256: &Digest, len_bytes: u64) -> Vec<u8> {
-    format!("lichen compiled artifact v1\n{component}\n{profile}\n{sha256}\n{len_bytes}\n").into_bytes()
+/// The text that a compiled artifact's signature is over, as the wire defines it for those who verify.
+fn statement(component: &Digest, profile: &str, sha256: &Digest, len_bytes: u64) -> Vec<u8> {
+    // Profiles are short enough by `PROFILE_BYTES_MAX`.
+    lichen_wire::stream::statement(component.as_bytes(), profile, sha256.as_bytes(), len_bytes)
+        .map(|text| text.to_vec())
+        .unwrap_or_default()
 }
 
 /// A component, compiled.
@@ -103,7 +103,7 @@ pub struct CompiledArtifact {
     pub path: PathBuf,
     /// The hash of the file's bytes.
     pub sha256: Digest,
-    /// The CA's signature over [`statement`].
+    /// The CA's signature over what it was made from and for: see [`lichen_wire::stream::statement`].
     pub signature: Vec<u8>,
     /// The file's length.
     pub len_bytes: u64,

@@ -5,8 +5,8 @@
 //! - content is named by the SHA-256 of its bytes, checked before it gets its name and again whenever it is read whole;
 //! - a file appears under its final name complete and synced, or not at all, so a crash leaves only temporary files,
 //!   which the next start removes;
-//! - a compiled artifact leaves this crate only with a signature of the cluster's CA over what it was made from and for
-//!   ([`statement`]), so that a node maps nothing that the control plane did not compile;
+//! - a compiled artifact leaves this crate only with a signature of the cluster's CA over what it was made from and for,
+//!   so that a node maps nothing that the control plane did not compile;
 //! - compilers run in a process apart, limited in memory, processor time and wall time; they are never linked in here.
 //!
 //! Deliberately absent: pulling from other registries, authentication (whoever mounts [`Artifacts::handle`] admits
@@ -28,8 +28,7 @@ use std::sync::Arc;
 
 pub use blobs::BlobError;
 pub use compile::{
-    CompileCommand, CompileError, CompiledArtifact, PROFILE_BYTES_MAX, SIGNING_CONTEXT, Signer, SignerError,
-    statement,
+    CompileCommand, CompileError, CompiledArtifact, PROFILE_BYTES_MAX, Signer, SignerError, statement,
 };
 pub use component::{Component, ComponentError};
 pub use digest::{Digest, DigestError, Hasher};

@@ -139,7 +139,8 @@ impl Desired {
             Delta::Remove(..) => self.pods.remove(key),
         };
         let old = old.unwrap_or_default();
-        let fresh = self.pods.get(key).map(|shape| (shape.node.clone(), shape.refs.clone(), shape.fingerprint));
+        let fresh =
+            self.pods.get(key).map(|shape| (shape.node.clone(), shape.refs.clone(), shape.fingerprint));
         let (node, refs, fingerprint) = fresh.unwrap_or_default();
         // First what the pod newly needs, then the pod, then what it no longer needs.
         if let Some(node) = &node {
@@ -258,7 +259,8 @@ impl Desired {
                 Delta::Put(item) => item.id(),
                 Delta::Remove(id, _) => id.clone(),
             };
-            let newer = |pending: &Pending| pending.puts.contains_key(&id) || pending.removes.contains_key(&id);
+            let newer =
+                |pending: &Pending| pending.puts.contains_key(&id) || pending.removes.contains_key(&id);
             if !view.pending.as_ref().is_some_and(newer) {
                 push(view, delta);
             }
@@ -268,7 +270,8 @@ impl Desired {
     fn objects_of<'a>(&'a self, node: &'a str) -> impl Iterator<Item = Arc<Item>> + 'a {
         let pods = self.nodes.get(node).into_iter().flat_map(|view| &view.pods);
         let pods = pods.map(|key| (Kind::Pod, key.clone()));
-        let named = self.named.iter().filter(move |(_, nodes)| nodes.contains_key(node)).map(|(id, _)| id.clone());
+        let named =
+            self.named.iter().filter(move |(_, nodes)| nodes.contains_key(node)).map(|(id, _)| id.clone());
         let shared = self.objects.range((Kind::Service, String::new())..(Kind::Pod, String::new()));
         let own = named.chain(pods).filter_map(|id| self.objects.get(&id).cloned());
         own.chain(shared.map(|(_, item)| item.clone()))

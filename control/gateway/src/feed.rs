@@ -12,11 +12,6 @@ use crate::item::Kind;
 /// The pause before the state is read again when it moved on too fast.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Why there is nothing more to feed.
-#[derive(Debug, thiserror::Error)]
-#[error("the store has been shut down")]
-pub(crate) struct Ended;
-
 /// Loads the state and begins to watch.
 pub(crate) async fn begin(shared: &Shared) -> Watch {
     loop {
@@ -31,7 +26,7 @@ pub(crate) async fn begin(shared: &Shared) -> Watch {
 }
 
 /// Takes in changes until the store ends.
-pub(crate) async fn run(shared: Arc<Shared>, mut watch: Watch) -> Ended {
+pub(crate) async fn run(shared: Arc<Shared>, mut watch: Watch) {
     loop {
         match watch.next().await {
             Ok(Event::Change(change)) => {
@@ -49,7 +44,10 @@ pub(crate) async fn run(shared: Arc<Shared>, mut watch: Watch) -> Ended {
                 tracing::warn!("the gateway's watch fell behind; it begins anew");
                 watch = begin(&shared).await;
             }
-            Err(WatchError::Closed) => return Ended,
+            Err(WatchError::Closed) => {
+                tracing::info!("the store has been shut down; nodes hear of no more changes");
+                return;
+            }
         }
     }
 }

@@ -30,7 +30,12 @@ impl Happened {
             Event::Lost(reason) => Happened::Lost(reason),
             Event::Report { id, kind, key, uid, body } => Happened::Report(
                 id,
-                Report { kind: kind.to_owned(), key: key.to_owned(), uid: uid.to_owned(), body: body.to_vec() },
+                Report {
+                    kind: kind.to_owned(),
+                    key: key.to_owned(),
+                    uid: uid.to_owned(),
+                    body: body.to_vec(),
+                },
             ),
             Event::Room => Happened::Room,
             Event::StreamOpened { id, request } => Happened::Opened(id, request.to_vec()),

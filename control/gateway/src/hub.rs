@@ -38,7 +38,8 @@ impl Nodes {
                 return false;
             }
         };
-        let (Ok(name), Some(topic)) = (node.try_into(), (Topic::Node { node, channel: Channel::Down }).name())
+        let (Ok(name), Some(topic)) =
+            (node.try_into(), (Topic::Node { node, channel: Channel::Down }).name())
         else {
             return false;
         };
@@ -73,7 +74,11 @@ pub(crate) async fn run(
 ) {
     // Nodes that joined earlier are asked to say hello.
     match ownership::joined_nodes(&shared.registry) {
-        Ok(known) => known.iter().for_each(|node| drop(nodes.start(&shared, node))),
+        Ok(known) => {
+            for node in known {
+                nodes.start(&shared, &node);
+            }
+        }
         Err(error) => tracing::error!(%error, "nodes are served as they show themselves"),
     }
     loop {
@@ -82,7 +87,9 @@ pub(crate) async fn run(
                 Some(message) => sort(&shared, &nodes, &joins, message),
                 None => break,
             },
-            Some(node) = joined.recv() => drop(nodes.start(&shared, &node)),
+            Some(node) = joined.recv() => {
+                nodes.start(&shared, &node);
+            }
         }
     }
     tracing::info!("the bus has ended");

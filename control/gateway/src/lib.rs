@@ -163,13 +163,17 @@ impl Gateway {
         let nodes = Arc::new(Nodes::default());
         let (joins, joins_in) = mpsc::channel(join::JOINS_QUEUED_MAX);
         let (joined, joined_in) = mpsc::channel(join::JOINS_QUEUED_MAX);
-        let joiner =
-            join::Joiner { registry: registry.clone(), authority, publisher: shared.publisher.clone(), joined };
+        let joiner = join::Joiner {
+            registry: registry.clone(),
+            authority,
+            publisher: shared.publisher.clone(),
+            joined,
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(presence.run(registry, silence_grace));
         tasks.spawn(joiner.run(joins_in));
         let fed = shared.clone();
-        tasks.spawn(async move { tracing::info!(reason = %feed::run(fed, watch).await, "no more changes") });
+        tasks.spawn(feed::run(fed, watch));
         tasks.spawn(hub::run(shared, nodes.clone(), bus, joins, joined_in));
         Ok(Gateway { links: NodeLinks { nodes }, tasks })
     }

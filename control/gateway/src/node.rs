@@ -60,7 +60,12 @@ pub(crate) struct Handle {
 
 impl Handle {
     /// Starts the task of a node with its session.
-    pub(crate) fn spawn(shared: Arc<Shared>, node: &str, topic: String, session: Session<Growable>) -> Handle {
+    pub(crate) fn spawn(
+        shared: Arc<Shared>,
+        node: &str,
+        topic: String,
+        session: Session<Growable>,
+    ) -> Handle {
         let (frames, frames_in) = mpsc::channel(FRAMES_QUEUED_MAX);
         let (inputs, inputs_in) = mpsc::channel(INPUTS_QUEUED_MAX);
         let unsettled_max = shared.limits.unsettled_reports_max;
@@ -244,7 +249,9 @@ impl NodeTask {
             Happened::Data(id, data) => match self.streams.get(&id) {
                 Some(Stream::In(pipe)) => pipe.data(&data),
                 // A node has nothing to say on a stream that it pulls from.
-                Some(Stream::Out { .. }) | None => self.reset(id, StreamErrorCode::Invalid, "not expected here"),
+                Some(Stream::Out { .. }) | None => {
+                    self.reset(id, StreamErrorCode::Invalid, "not expected here")
+                }
             },
             Happened::Writable(id) => self.write_on(id),
             Happened::Ended(id, error) => self.ended(id, error),

@@ -64,9 +64,7 @@ pub(crate) async fn take_over(registry: &Registry) -> Result<u64, OwnershipError
     let mut attempt = 0;
     loop {
         let (last, pre) = match registry.store().get(&key) {
-            Some(record) => {
-                (read_number(record.body(), EPOCH)?, Precondition::Revision(record.revision()))
-            }
+            Some(record) => (read_number(record.body(), EPOCH)?, Precondition::Revision(record.revision())),
             None => (0, Precondition::Absent),
         };
         let epoch = last + 1;

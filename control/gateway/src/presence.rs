@@ -158,6 +158,10 @@ mod tests {
         assert_eq!(presence.due(start, GRACE), (Vec::new(), Some(start + GRACE)));
         assert_eq!(presence.due(start + GRACE, GRACE).0, [("a".to_owned(), Link::Silent)]);
         presence.set("a", true, start + GRACE / 2);
-        assert_eq!(presence.due(start + GRACE, GRACE), (Vec::new(), None), "back in time: nothing is written");
+        assert_eq!(
+            presence.due(start + GRACE, GRACE),
+            (Vec::new(), None),
+            "back in time: nothing is written"
+        );
     }
 }

@@ -68,7 +68,13 @@ impl Reporter {
                     pause = (pause * 2).min(RETRY_MAX);
                 }
                 Err(Refused::Stale(why)) => {
-                    tracing::debug!(node, kind = report.kind, key = report.key, why, "a late report was ignored");
+                    tracing::debug!(
+                        node,
+                        kind = report.kind,
+                        key = report.key,
+                        why,
+                        "a late report was ignored"
+                    );
                     return;
                 }
                 Err(error) => {
@@ -114,7 +120,8 @@ impl Reporter {
                 },
                 "spec": { "taints": reported["spec"]["taints"] },
             });
-            let created = self.registry.create(&identity, resource, None, without_nulls(object), &options).await;
+            let created =
+                self.registry.create(&identity, resource, None, without_nulls(object), &options).await;
             if let Err(status) = created
                 && status.reason != "AlreadyExists"
             {

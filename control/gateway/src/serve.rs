@@ -95,9 +95,9 @@ async fn find(
     let compiled = artifacts.compiled(&resolved.layer, profile).await.map_err(|error| {
         let code = match &error {
             CompileError::Profile(_) => StreamErrorCode::Invalid,
-            CompileError::NotComponent { .. } | CompileError::Rejected { .. } | CompileError::Limit { .. } => {
-                StreamErrorCode::Unusable
-            }
+            CompileError::NotComponent { .. }
+            | CompileError::Rejected { .. }
+            | CompileError::Limit { .. } => StreamErrorCode::Unusable,
             CompileError::Worker { .. } | CompileError::Cache(_) => StreamErrorCode::Unavailable,
             CompileError::Blob(_) | CompileError::Sign(_) => StreamErrorCode::Internal,
         };
@@ -143,7 +143,8 @@ async fn send(
             let mut chunk = vec![0; want];
             file.read_exact(&mut chunk).map(|()| (chunk, file))
         });
-        let (chunk, back) = read.await.map_err(io::Error::other).and_then(|read| read).map_err(Sending::Failed)?;
+        let (chunk, back) =
+            read.await.map_err(io::Error::other).and_then(|read| read).map_err(Sending::Failed)?;
         file = back;
         at += chunk.len() as u64;
         writer.write(chunk.into()).await?;
