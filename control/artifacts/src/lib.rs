@@ -27,9 +27,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use blobs::BlobError;
-pub use compile::{
-    CompileCommand, CompileError, CompiledArtifact, PROFILE_BYTES_MAX, Signer, SignerError, statement,
-};
+pub use compile::{CompileCommand, CompileError, CompiledArtifact, PROFILE_BYTES_MAX, Signer, SignerError};
 pub use component::{Component, ComponentError};
 pub use digest::{Digest, DigestError, Hasher};
 pub use oci::Body;

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::bus::Publish;
 use crate::ownership::{self, KeyEntry};
-use crate::tokens;
+use crate::token;
 
 /// How many join requests wait. One that finds no room is dropped; the machine asks again.
 pub(crate) const JOINS_QUEUED_MAX: usize = 64;
@@ -87,8 +87,7 @@ impl Joiner {
 
     async fn admit(&self, request: &JoinRequest<'_>, out: &mut [u8]) -> Result<usize, (Refusal, String)> {
         let unavailable = |why: String| (Refusal::Unavailable, why);
-        let (ca_digest, now) = (self.authority.ca_digest(), self.registry.now());
-        let token = tokens::find(&self.registry, request.token_id, ca_digest, now).await;
+        let token = token::find(&self.registry, request.token_id, self.authority.ca_digest()).await;
         let token = token.map_err(|status| unavailable(status.to_string()))?;
         let token = token.ok_or_else(|| (Refusal::Token, "no such token, or it has expired".to_owned()))?;
         let verified = request.verify(&token).map_err(|error| (Refusal::Token, error.to_string()))?;

@@ -28,7 +28,7 @@ mod presence;
 mod reports;
 mod serve;
 mod settle;
-mod tokens;
+mod token;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -45,7 +45,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use ownership::OwnershipError;
-pub use tokens::{TokenError, create_token};
+pub use token::{
+    TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, TokenError, create_token, new_token, token_of, token_secret_name,
+};
 
 use crate::bus::{Bus, Publish};
 use crate::desired::Desired;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use lichen_api::{Status, kinds};
+use lichen_registry::{Identity, Registry, WriteOptions};
 use lichen_wire::join::Token;
 use rand::RngExt;
 use serde_json::{Value, json};
@@ -93,6 +95,47 @@ pub fn token_of(secret: &Value, ca_digest: [u8; 32], now: Timestamp) -> Result<T
     let text = field("token-secret").ok_or(TokenError::Malformed("token-secret is missing"))?;
     Token::new(&id, &text, ca_digest)
         .ok_or(TokenError::Malformed("token-id or token-secret has forbidden characters"))
+}
+
+/// Makes a join token that holds for `ttl`, and keeps its Secret.
+///
+/// # Errors
+/// Those of creating the Secret.
+pub async fn create_token(
+    registry: &Registry,
+    identity: &Identity,
+    ca_digest: [u8; 32],
+    ttl: Duration,
+) -> Result<Token, Status> {
+    let (token, secret) = new_token(ca_digest, registry.now(), ttl);
+    let resource = &kinds::secret::RESOURCE;
+    registry.create(identity, resource, Some(TOKEN_NAMESPACE), secret, &WriteOptions::default()).await?;
+    Ok(token)
+}
+
+/// The token with an id, if there is a Secret that makes it valid now.
+pub(crate) async fn find(
+    registry: &Registry,
+    id: &str,
+    ca_digest: [u8; 32],
+) -> Result<Option<Token>, Status> {
+    let name = token_secret_name(id);
+    let record = match registry.get(&kinds::secret::RESOURCE, Some(TOKEN_NAMESPACE), &name).await {
+        Ok(record) => record,
+        Err(status) if status.code == 404 => return Ok(None),
+        Err(status) => return Err(status),
+    };
+    let secret = record.value().map_err(|_| Status::internal("a token's Secret can't be parsed"))?;
+    if !secret["metadata"]["deletionTimestamp"].is_null() {
+        return Ok(None);
+    }
+    match token_of(&secret, ca_digest, registry.now()) {
+        Ok(token) => Ok(Some(token)),
+        Err(error) => {
+            tracing::info!(token = id, %error, "a token that is not valid was used");
+            Ok(None)
+        }
+    }
 }
 
 fn random_text(chars: usize) -> String {
