@@ -2,6 +2,8 @@
 //!
 //! Deliberately absent: clocks, randomness, the environment. Whoever proposes stamps times and uids beforehand.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Action, Change, Key, Precondition, Record, Revision, Term, Txn};
 
 /// The state that a transaction meets.
@@ -22,7 +24,7 @@ pub struct Applied {
 }
 
 /// Why a transaction did nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Rejection {
     /// A precondition does not hold.
     #[error("operation {index}: its precondition does not hold")]

@@ -2,8 +2,6 @@
 //!
 //! A reader never panics and never allocates more than the input holds, whatever the input is.
 
-use bytes::Bytes;
-
 /// Why bytes are not what they should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -50,6 +48,13 @@ pub(crate) fn seal(mut out: Vec<u8>, version: u8) -> Vec<u8> {
     out[0] = version;
     out[1..SEAL_BYTES].copy_from_slice(&crc.to_le_bytes());
     out
+}
+
+/// Seals bytes that are there already.
+pub(crate) fn seal_bytes(body: &[u8], version: u8) -> Vec<u8> {
+    let mut out = unsealed(body.len());
+    out.extend_from_slice(body);
+    seal(out, version)
 }
 
 /// Checks the seal and gives what is behind it.
@@ -123,10 +128,6 @@ impl<'a> Reader<'a> {
     pub(crate) fn bytes(&mut self) -> Result<&'a [u8], DecodeError> {
         let len = self.len()?;
         self.take(len)
-    }
-
-    pub(crate) fn owned(&mut self) -> Result<Bytes, DecodeError> {
-        self.bytes().map(Bytes::copy_from_slice)
     }
 
     pub(crate) fn str(&mut self) -> Result<&'a str, DecodeError> {

@@ -10,21 +10,33 @@
 mod apply;
 mod change;
 mod codec;
+mod disk;
+mod error;
+mod file;
+mod flush;
 mod history;
 mod hub;
 mod key;
+mod log;
+mod machine;
+mod raft;
 mod record;
+mod snapshot;
 mod state;
 mod store;
+#[cfg(test)]
+mod tests;
 mod txn;
+mod types;
 
 pub use apply::{Applied, Rejection, View, apply};
 pub use change::{Change, ChangeKind};
 pub use codec::DecodeError;
+pub use error::{CommitError, Committed, ErrorKind, OpenError};
 pub use history::HistoryBounds;
 pub use hub::{Compacted, Event, Watch, WatchError};
 pub use key::{Key, Revision, Term};
 pub use record::{Draft, Pairs, Record};
 pub use state::{Page, RangeError, RangeOptions};
-pub use store::{CommitError, Committed, Config, ErrorKind, Leadership, OpenError, Store};
+pub use store::{Config, Leadership, Store};
 pub use txn::{Action, Op, Precondition, TXN_BYTES_MAX, TXN_OPS_MAX, Txn};

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use crate::file::Image;
 use crate::history::{History, HistoryBounds};
 use crate::{Applied, Change, Key, Record, Revision, View};
 
@@ -76,6 +77,17 @@ impl State {
             revision: Revision::FIRST,
             history: History::new(Revision::FIRST, bounds),
         }
+    }
+
+    /// The state that an image holds, which has been checked.
+    pub(crate) fn restore(image: Image, bounds: HistoryBounds) -> Self {
+        let mut history = History::new(image.position.floor, bounds);
+        for change in image.history {
+            history.push(Arc::new(change));
+        }
+        // The bounds may have become tighter since.
+        history.trim(|_| {});
+        Self { records: image.records, revision: image.position.revision, history }
     }
 
     pub(crate) fn history(&self) -> &History {

@@ -3,16 +3,26 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
-use crate::apply::{Rejection, apply};
+use crate::apply::apply;
+use crate::disk::{DirLock, DiskError};
+use crate::file::StateFile;
+use crate::flush::Flusher;
 use crate::hub::Hub;
+use crate::log::LogStore;
+use crate::machine::Machine;
+use crate::raft::{NoPeers, Replica};
 use crate::state::State;
 use crate::{
-    Compacted, HistoryBounds, Key, Page, RangeError, RangeOptions, Record, Revision, TXN_BYTES_MAX,
-    TXN_OPS_MAX, Term, Txn, View, Watch,
+    CommitError, Committed, Compacted, HistoryBounds, Key, OpenError, Page, RangeError, RangeOptions, Record,
+    Revision, TXN_BYTES_MAX, TXN_OPS_MAX, Term, Txn, View, Watch,
 };
+
+/// KiB of transactions that may be under way at once; more wait.
+const PROPOSALS_KIB_MAX: usize = 64 * 1024;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -27,131 +37,6 @@ impl Config {
     /// The defaults, in a directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), history: HistoryBounds::default() }
-    }
-}
-
-/// Why a store does not open.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it open.
-    #[error("{} is in use by another process", dir.display())]
-    InUse {
-        /// The directory.
-        dir: PathBuf,
-    },
-    /// Something in it is not what was written.
-    #[error("{} is corrupt: {detail}", dir.display())]
-    Corrupt {
-        /// The directory.
-        dir: PathBuf,
-        /// What is wrong with what.
-        detail: String,
-    },
-    /// It can't be read or written.
-    #[error("{} can't be opened: {detail}", dir.display())]
-    Io {
-        /// The directory.
-        dir: PathBuf,
-        /// What the system says.
-        detail: String,
-    },
-    /// The replication does not start.
-    #[error("{} can't be started: {detail}", dir.display())]
-    Start {
-        /// The directory.
-        dir: PathBuf,
-        /// Why not.
-        detail: String,
-    },
-}
-
-/// A transaction that happened. Durable on a majority of the members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// The revision of everything that it put or deleted; if it changed nothing, the revision it was decided at.
-    pub revision: Revision,
-}
-
-/// What can be done about a [`CommitError`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// The transaction was decided against; the same one will be again, unless the state changes.
-    Rejected,
-    /// It may be proposed again, here or at the leader. It may have happened: preconditions tell.
-    Retryable,
-    /// The store does not work any more.
-    Fatal,
-}
-
-/// Why a transaction is not known to have happened.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CommitError {
-    /// A precondition does not hold. Nothing happened.
-    #[error("operation {index}: its precondition does not hold")]
-    Conflict {
-        /// The operation.
-        index: usize,
-        /// The revision that its key has; `None` if it does not exist.
-        actual: Option<Revision>,
-    },
-    /// The leader has changed since the fence was taken. Nothing happened.
-    #[error("fenced: the term is {term} now")]
-    Fenced {
-        /// The term in which it was proposed.
-        term: Term,
-    },
-    /// Two operations change the same key. Nothing happened.
-    #[error("operation {index} changes a key that an earlier one changes too")]
-    Repeated {
-        /// The second of them.
-        index: usize,
-    },
-    /// The transaction exceeds [`TXN_BYTES_MAX`] or [`TXN_OPS_MAX`]. Nothing happened.
-    #[error("the transaction is too large: {bytes} bytes in {ops} operations")]
-    TooLarge {
-        /// Its bytes.
-        bytes: usize,
-        /// Its operations.
-        ops: usize,
-    },
-    /// This member does not lead. Nothing happened.
-    #[error("this member does not lead")]
-    NotLeader {
-        /// The member that does, as far as this one knows.
-        leader: Option<u64>,
-    },
-    /// Leadership was lost while the transaction was under way: it may have happened or not.
-    #[error("leadership was lost meanwhile: the outcome is unknown")]
-    Unknown,
-    /// The store can't take it now. Nothing happened.
-    #[error("the store is unavailable: {0}")]
-    Unavailable(String),
-    /// The store is shut down, or its disk failed. It may have happened or not.
-    #[error("the store is closed: {0}")]
-    Closed(String),
-}
-
-impl CommitError {
-    /// What can be done about it.
-    #[must_use]
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Conflict { .. } | Self::Fenced { .. } | Self::Repeated { .. } | Self::TooLarge { .. } => {
-                ErrorKind::Rejected
-            }
-            Self::NotLeader { .. } | Self::Unknown | Self::Unavailable(_) => ErrorKind::Retryable,
-            Self::Closed(_) => ErrorKind::Fatal,
-        }
-    }
-}
-
-impl From<Rejection> for CommitError {
-    fn from(rejection: Rejection) -> Self {
-        match rejection {
-            Rejection::Conflict { index, actual } => Self::Conflict { index, actual },
-            Rejection::Fenced { term } => Self::Fenced { term },
-            Rejection::Repeated { index } => Self::Repeated { index },
-        }
     }
 }
 
@@ -173,8 +58,29 @@ pub struct Store {
 struct Inner {
     hub: Arc<Hub>,
     leadership: watch::Sender<Leadership>,
+    backend: Backend,
+}
+
+enum Backend {
     /// Serialises transactions in a store without a log.
-    memory: Mutex<()>,
+    Memory(Mutex<()>),
+    Raft(Box<Member>),
+}
+
+/// A member with its files and the threads that own them.
+struct Member {
+    replica: Replica,
+    log: LogStore,
+    machine: Machine,
+    /// Bytes of transactions that may be under way, in KiB.
+    proposals: Semaphore,
+    running: Mutex<Option<Running>>,
+}
+
+/// What ends with the store.
+struct Running {
+    threads: [JoinHandle<()>; 2],
+    _lock: DirLock,
 }
 
 impl fmt::Debug for Store {
@@ -184,9 +90,33 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store in a directory, or makes one there.
+    /// Opens the store in a directory, or makes one there. A lone member leads when this returns.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        Ok(Self::memory(config.history))
+        let dir = config.dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Files::open(&config)).await;
+        let start = |detail: String| OpenError::Start { dir: dir.clone(), detail };
+        let files = opened
+            .map_err(|error| start(error.to_string()))?
+            .map_err(|error| OpenError::disk(&dir, error))?;
+        let Files { lock, id, log, writer, hub, machine, flusher } = files;
+        let leadership = watch::Sender::new(Leadership::default());
+        let replica = Replica::start(id, NoPeers, log.clone(), machine.clone(), leadership.clone()).await;
+        let running = Running { threads: [writer, flusher], _lock: lock };
+        let replica = match replica {
+            Ok(replica) => replica,
+            Err(detail) => {
+                close(&log, &machine, running).await;
+                return Err(start(detail));
+            }
+        };
+        let member = Member {
+            replica,
+            log,
+            machine,
+            proposals: Semaphore::new(PROPOSALS_KIB_MAX),
+            running: Mutex::new(Some(running)),
+        };
+        Ok(Self { inner: Arc::new(Inner { hub, leadership, backend: Backend::Raft(Box::new(member)) }) })
     }
 
     /// A store that lives in memory alone, leads by itself and forgets everything at its end: for tests of what is
@@ -195,7 +125,7 @@ impl Store {
     pub fn memory(history: HistoryBounds) -> Self {
         let hub = Arc::new(Hub::new(State::empty(history)));
         let leadership = watch::Sender::new(Leadership { leader: true, term: Term(1) });
-        Self { inner: Arc::new(Inner { hub, leadership, memory: Mutex::new(()) }) }
+        Self { inner: Arc::new(Inner { hub, leadership, backend: Backend::Memory(Mutex::new(())) }) }
     }
 
     /// The record under a key, from local state. Call [`Store::barrier`] before for a linearizable read.
@@ -223,19 +153,38 @@ impl Store {
             return Err(CommitError::TooLarge { bytes, ops });
         }
         if self.inner.hub.is_closed() {
-            return Err(CommitError::Closed("it was shut down".into()));
+            return Err(closed());
         }
-        let _one = self.inner.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let term = self.inner.leadership.borrow().term;
-        let applied = apply(&*self.inner.hub.read(), term, &txn)?;
-        let revision = applied.revision;
-        self.inner.hub.write(|state, dropped| ((), state.admit(applied, dropped)));
-        Ok(Committed { revision })
+        match &self.inner.backend {
+            Backend::Memory(lock) => {
+                let _one = lock.lock().unwrap_or_else(PoisonError::into_inner);
+                let term = self.inner.leadership.borrow().term;
+                let applied = apply(&*self.inner.hub.read(), term, &txn)?;
+                let revision = applied.revision;
+                self.inner.hub.write(|state, dropped| ((), state.admit(applied, dropped)));
+                Ok(Committed { revision })
+            }
+            Backend::Raft(member) => {
+                if !self.inner.leadership.borrow().leader {
+                    return Err(CommitError::NotLeader { leader: member.replica.leader() });
+                }
+                // TXN_BYTES_MAX in KiB fits.
+                let permits = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
+                let _permits = member.proposals.acquire_many(permits).await.map_err(|_| closed())?;
+                member.replica.propose(txn).await
+            }
+        }
     }
 
     /// Waits until the local state has everything that was acknowledged anywhere before the call.
     pub async fn barrier(&self) -> Result<(), CommitError> {
-        Ok(())
+        if self.inner.hub.is_closed() {
+            return Err(closed());
+        }
+        match &self.inner.backend {
+            Backend::Memory(_) => Ok(()),
+            Backend::Raft(member) => member.replica.barrier().await,
+        }
     }
 
     /// Watches what changes under a prefix after a revision.
@@ -249,8 +198,79 @@ impl Store {
         self.inner.leadership.subscribe()
     }
 
-    /// Ends all watches and transactions, makes everything durable and closes the files.
+    /// How many times the store has synced its files. An idle store never does.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        match &self.inner.backend {
+            Backend::Memory(_) => 0,
+            Backend::Raft(member) => member.log.disk().syncs() + member.machine.file().disk().syncs(),
+        }
+    }
+
+    /// Ends all watches and transactions, makes everything durable and closes the files. The directory may be opened
+    /// again afterwards.
     pub async fn shutdown(&self) {
         self.inner.hub.close();
+        self.inner.leadership.send_modify(|leadership| leadership.leader = false);
+        let Backend::Raft(member) = &self.inner.backend else { return };
+        member.proposals.close();
+        let running = member.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(running) = running else { return };
+        member.replica.stop().await;
+        close(&member.log, &member.machine, running).await;
+    }
+}
+
+fn closed() -> CommitError {
+    CommitError::Closed("it is shut down".into())
+}
+
+/// Ends the threads and closes the files.
+async fn close(log: &LogStore, machine: &Machine, running: Running) {
+    log.stop();
+    machine.flusher().stop();
+    let (log, machine) = (log.clone(), machine.clone());
+    let end = move || {
+        for thread in running.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store panicked");
+            }
+        }
+        log.disk().close();
+        machine.file().disk().close();
+    };
+    if let Err(error) = tokio::task::spawn_blocking(end).await {
+        tracing::error!(%error, "the store did not close");
+    }
+}
+
+/// Everything of a member that is on disk, and the threads that own it.
+struct Files {
+    lock: DirLock,
+    id: u64,
+    log: LogStore,
+    writer: JoinHandle<()>,
+    hub: Arc<Hub>,
+    machine: Machine,
+    flusher: JoinHandle<()>,
+}
+
+impl Files {
+    fn open(config: &Config) -> Result<Self, DiskError> {
+        let lock = DirLock::acquire(&config.dir)?;
+        let file = Arc::new(StateFile::open(&config.dir)?);
+        let image = file.load()?;
+        let (log, writer) = LogStore::open(&config.dir)?;
+        let id = log.member_id(|| {
+            // A fresh identity: nothing must ever be taken for another member that it is not.
+            let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
+            high
+        })?;
+        let position = image.position.clone();
+        let (flush, flusher) = Flusher::start(file.clone(), position.clone())
+            .map_err(|error| DiskError::Io { name: "state.redb".into(), detail: error.to_string() })?;
+        let hub = Arc::new(Hub::new(State::restore(image, config.history)));
+        let machine = Machine::new(hub.clone(), file, flush, &position, config.history);
+        Ok(Self { lock, id, log, writer, hub, machine, flusher })
     }
 }

@@ -1,0 +1,260 @@
+//! The state at rest: records, history and the position in raft's log that they belong to, in one redb database.
+//!
+//! Every save is one transaction, so what is at rest is always a state that was. It may be behind the state in memory:
+//! raft's log has the rest.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use redb::{Durability, ReadTransaction, ReadableTable as _, ReadableTableMetadata as _};
+use redb::{TableDefinition, WriteTransaction};
+
+use crate::codec::{DecodeError, Reader, put_bytes, put_u64};
+use crate::disk::{Disk, DiskError, ReadError, read_meta, write_meta};
+use crate::types::{LogId, Membership, StoredMembership, put_log_id, read_log_id};
+use crate::{Change, Key, Record, Revision};
+
+const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
+/// By revision and place within its transaction.
+const HISTORY: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("history");
+const POSITION: &str = "position";
+
+/// Which state it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// The last log entry that is in it.
+    pub(crate) applied: Option<LogId>,
+    /// The last membership up to there.
+    pub(crate) membership: StoredMembership,
+    /// Its revision.
+    pub(crate) revision: Revision,
+    /// The revision after which its history begins.
+    pub(crate) floor: Revision,
+    /// How many records it has: a table cut short would not betray itself otherwise.
+    pub(crate) records: u64,
+}
+
+impl Position {
+    /// Where a store begins.
+    pub(crate) fn first() -> Self {
+        Self { revision: Revision::FIRST, floor: Revision::FIRST, ..Self::default() }
+    }
+
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let mut out = Vec::with_capacity(128);
+        put_optional(&mut out, self.applied.as_ref());
+        put_optional(&mut out, self.membership.log_id().as_ref());
+        put_bytes(&mut out, &serde_json::to_vec(self.membership.membership())?);
+        put_u64(&mut out, self.revision.0);
+        put_u64(&mut out, self.floor.0);
+        put_u64(&mut out, self.records);
+        Ok(out)
+    }
+
+    pub(crate) fn decode(input: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(input);
+        let applied = read_optional(&mut reader)?;
+        let set_at = read_optional(&mut reader)?;
+        let membership: Membership =
+            serde_json::from_slice(reader.bytes()?).map_err(|_| DecodeError::Malformed("a membership"))?;
+        let membership = StoredMembership::new(set_at, membership);
+        let revision = Revision(reader.u64()?);
+        let floor = Revision(reader.u64()?);
+        let records = reader.u64()?;
+        reader.end()?;
+        Ok(Self { applied, membership, revision, floor, records })
+    }
+}
+
+fn put_optional(out: &mut Vec<u8>, id: Option<&LogId>) {
+    out.push(u8::from(id.is_some()));
+    if let Some(id) = id {
+        put_log_id(out, id);
+    }
+}
+
+fn read_optional(reader: &mut Reader<'_>) -> Result<Option<LogId>, DecodeError> {
+    match reader.u8()? {
+        0 => Ok(None),
+        1 => read_log_id(reader).map(Some),
+        _ => Err(DecodeError::Malformed("a log id")),
+    }
+}
+
+/// A whole state, as it is loaded or sent.
+#[derive(Debug)]
+pub(crate) struct Image {
+    pub(crate) position: Position,
+    pub(crate) records: BTreeMap<Key, Record>,
+    pub(crate) history: Vec<Change>,
+}
+
+impl Image {
+    /// Whether the parts belong together.
+    pub(crate) fn check(&self) -> Result<(), DecodeError> {
+        let Position { revision, floor, records, .. } = &self.position;
+        if self.records.len() as u64 != *records {
+            return Err(DecodeError::Malformed("the number of records"));
+        }
+        if self.records.values().any(|record| record.revision() > *revision) {
+            return Err(DecodeError::Malformed("the revision of a record"));
+        }
+        let mut last = *floor;
+        for change in &self.history {
+            // A revision is never skipped, and one transaction may make several changes.
+            if change.revision != last.next() && (change.revision != last || last == *floor) {
+                return Err(DecodeError::Malformed("the order of the history"));
+            }
+            last = change.revision;
+        }
+        if last == *revision { Ok(()) } else { Err(DecodeError::Malformed("the end of the history")) }
+    }
+}
+
+/// What changed since the last save.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) records: BTreeMap<Key, Option<Record>>,
+    pub(crate) history: Vec<Arc<Change>>,
+    pub(crate) position: Position,
+}
+
+/// The database.
+#[derive(Debug)]
+pub(crate) struct StateFile {
+    disk: Disk,
+}
+
+impl StateFile {
+    /// Opens it, or makes an empty one. Blocks.
+    pub(crate) fn open(dir: &Path) -> Result<Self, DiskError> {
+        let disk = Disk::open(dir, "state.redb")?;
+        disk.write(Durability::None, |transaction| {
+            transaction.open_table(RECORDS)?;
+            transaction.open_table(HISTORY)?;
+            Ok(())
+        })?;
+        Ok(Self { disk })
+    }
+
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Everything that was last saved. Blocks.
+    pub(crate) fn load(&self) -> Result<Image, DiskError> {
+        self.load_view(&self.disk.view()?)
+    }
+
+    pub(crate) fn load_view(&self, view: &ReadTransaction) -> Result<Image, DiskError> {
+        self.disk.read_view(view, |view| {
+            let position = position(view)?;
+            let mut records = BTreeMap::new();
+            each_record(view, |key, record| {
+                records.insert(key, record);
+                Ok(())
+            })?;
+            let mut history = Vec::new();
+            each_change(view, |change| {
+                history.push(change);
+                Ok(())
+            })?;
+            let image = Image { position, records, history };
+            image.check().map_err(ReadError::decode("the state as a whole"))?;
+            Ok(image)
+        })
+    }
+
+    /// Where a view stands.
+    pub(crate) fn position(&self, view: &ReadTransaction) -> Result<Position, DiskError> {
+        self.disk.read_view(view, position)
+    }
+
+    /// Saves what changed, durably. Blocks.
+    pub(crate) fn save(&self, batch: &Batch) -> Result<(), DiskError> {
+        self.disk.write(Durability::Immediate, |transaction| {
+            let mut records = transaction.open_table(RECORDS)?;
+            for (key, record) in &batch.records {
+                match record {
+                    Some(record) => records.insert(key.as_str(), &*record.encode())?,
+                    None => records.remove(key.as_str())?,
+                };
+            }
+            let mut history = transaction.open_table(HISTORY)?;
+            let floor = batch.position.floor.0;
+            history.retain_in(..(floor + 1, 0), |_, _| false)?;
+            insert_history(&mut history, batch.history.iter().map(|change| &**change), floor)?;
+            save_position(transaction, &Position { records: records.len()?, ..batch.position.clone() })
+        })
+    }
+
+    /// Replaces everything, durably. Blocks.
+    pub(crate) fn replace(&self, image: &Image) -> Result<(), DiskError> {
+        self.disk.write(Durability::Immediate, |transaction| {
+            transaction.delete_table(RECORDS)?;
+            transaction.delete_table(HISTORY)?;
+            let mut records = transaction.open_table(RECORDS)?;
+            for (key, record) in &image.records {
+                records.insert(key.as_str(), &*record.encode())?;
+            }
+            let mut history = transaction.open_table(HISTORY)?;
+            insert_history(&mut history, &image.history, image.position.floor.0)?;
+            save_position(transaction, &image.position)
+        })
+    }
+}
+
+fn insert_history<'a>(
+    table: &mut redb::Table<'_, (u64, u32), &'static [u8]>,
+    changes: impl IntoIterator<Item = &'a Change>,
+    floor: u64,
+) -> Result<(), redb::Error> {
+    let mut last = (0, 0);
+    for change in changes.into_iter().filter(|change| change.revision.0 > floor) {
+        let place = if change.revision.0 == last.0 { last.1 + 1 } else { 0 };
+        last = (change.revision.0, place);
+        table.insert(last, &*change.encode())?;
+    }
+    Ok(())
+}
+
+fn save_position(transaction: &WriteTransaction, position: &Position) -> Result<(), redb::Error> {
+    let encoded = position.encode().map_err(|error| redb::Error::Io(std::io::Error::other(error)))?;
+    write_meta(transaction, POSITION, &encoded)
+}
+
+fn position(view: &ReadTransaction) -> Result<Position, ReadError> {
+    match read_meta(view, POSITION)? {
+        Some(bytes) => Position::decode(&bytes).map_err(ReadError::decode(POSITION)),
+        None => Ok(Position::first()),
+    }
+}
+
+/// Visits every record of a view.
+pub(crate) fn each_record(
+    view: &ReadTransaction,
+    mut visit: impl FnMut(Key, Record) -> Result<(), ReadError>,
+) -> Result<(), ReadError> {
+    for row in view.open_table(RECORDS)?.iter()? {
+        let (key, bytes) = row?;
+        let record = Record::decode(bytes.value()).map_err(ReadError::decode(key.value()))?;
+        visit(Key::new(key.value()), record)?;
+    }
+    Ok(())
+}
+
+/// Visits the history of a view.
+pub(crate) fn each_change(
+    view: &ReadTransaction,
+    mut visit: impl FnMut(Change) -> Result<(), ReadError>,
+) -> Result<(), ReadError> {
+    for row in view.open_table(HISTORY)?.iter()? {
+        let (place, bytes) = row?;
+        let what = || format!("history {:?}", place.value());
+        let change =
+            Change::decode(bytes.value()).map_err(|error| ReadError::Decode { what: what(), error })?;
+        visit(change)?;
+    }
+    Ok(())
+}

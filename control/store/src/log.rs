@@ -1,0 +1,427 @@
+//! Raft's log, on a redb database of its own, behind one writer thread.
+//!
+//! Votes, appends, truncations and purges go through one queue and reach the disk in its order. Whatever queued while
+//! the last sync ran goes into the next one together. Entries that are not yet durable, and recent ones, are in memory,
+//! for raft reads back what it has just appended. Purges and the committed position cost no sync of their own: losing
+//! them in a crash only means that they happen again.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, OptionalSend, RaftLogReader};
+use redb::{Durability, TableDefinition};
+use tokio::sync::oneshot;
+
+use crate::codec::Reader;
+use crate::disk::{Disk, DiskError, ReadError, read_meta, write_meta};
+use crate::types::{Entry, LogId, Payload, Types, Vote, decode_entry, encode_entry, put_log_id, read_log_id};
+
+/// Bytes of entries kept in memory beyond those that are not yet durable.
+const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most bytes that one sync takes in.
+const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+const MEMBER: &str = "member";
+const VOTE: &str = "vote";
+const PURGED: &str = "purged";
+const COMMITTED: &str = "committed";
+
+/// The end of the log, in memory.
+#[derive(Debug, Default)]
+struct Tail {
+    /// The newest entries with their sizes, without a gap, up to `last`.
+    entries: VecDeque<(Entry, usize)>,
+    bytes: usize,
+    last: Option<LogId>,
+    purged: Option<LogId>,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    /// The first index that is not durable.
+    durable: u64,
+}
+
+impl Tail {
+    fn next(&self) -> u64 {
+        self.last.as_ref().map_or(0, |last| last.index + 1)
+    }
+
+    /// The first index in memory.
+    fn first(&self) -> u64 {
+        self.entries.front().map_or_else(|| self.next(), |(entry, _)| entry.log_id.index)
+    }
+
+    fn evict(&mut self) {
+        let durable = self.durable;
+        while self.bytes > CACHE_BYTES_MAX {
+            match self.entries.pop_front_if(|(entry, _)| entry.log_id.index < durable) {
+                Some((_, size)) => self.bytes -= size,
+                None => break,
+            }
+        }
+    }
+}
+
+type Ack = oneshot::Sender<io::Result<()>>;
+
+/// What the writer thread is asked for.
+enum Write {
+    Append(Vec<Entry>, usize, IOFlushed<Types>),
+    Vote(Vote, Ack),
+    /// Removes everything from this index on.
+    Truncate(u64, Ack),
+    /// Removes everything up to this entry.
+    Purge(LogId, Ack),
+    Stop,
+}
+
+#[derive(Debug)]
+struct Shared {
+    disk: Arc<Disk>,
+    tail: Mutex<Tail>,
+    queue: mpsc::Sender<Write>,
+}
+
+impl Shared {
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        // Poisoned only if a holder panicked, and none of them can between two steps that belong together.
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, write: Write) -> io::Result<()> {
+        self.queue.send(write).map_err(|_| io::Error::other("the log is closed"))
+    }
+}
+
+/// Raft's log. Clones are the same log.
+#[derive(Clone, Debug)]
+pub(crate) struct LogStore {
+    shared: Arc<Shared>,
+}
+
+/// The thread that writes the log.
+pub(crate) type Writer = JoinHandle<()>;
+
+impl LogStore {
+    /// Opens the log and starts its writer. Blocks.
+    pub(crate) fn open(dir: &Path) -> Result<(Self, Writer), DiskError> {
+        let disk = Arc::new(Disk::open(dir, "log.redb")?);
+        disk.write(Durability::None, |transaction| {
+            transaction.open_table(LOG)?;
+            Ok(())
+        })?;
+        let tail = disk.read(read_tail)?;
+        let (queue, orders) = mpsc::channel();
+        let shared = Arc::new(Shared { disk, tail: Mutex::new(tail), queue });
+        let weak = Arc::downgrade(&shared);
+        let disk = shared.disk.clone();
+        let writer = std::thread::Builder::new().name("store-log".into()).spawn(move || {
+            write_loop(&disk, &orders, |update| {
+                if let Some(shared) = weak.upgrade() {
+                    update(&mut shared.tail());
+                }
+            });
+        });
+        let writer =
+            writer.map_err(|error| DiskError::Io { name: "log.redb".into(), detail: error.to_string() })?;
+        Ok((Self { shared }, writer))
+    }
+
+    /// The member's id: minted when the log is made, never changed. Blocks.
+    pub(crate) fn member_id(&self, mint: impl FnOnce() -> u64) -> Result<u64, DiskError> {
+        let disk = &self.shared.disk;
+        if let Some(id) = disk.read(|view| read_meta(view, MEMBER))? {
+            let id = Reader::new(&id).u64();
+            return id.map_err(|error| disk.corrupt(MEMBER, &error));
+        }
+        let id = mint();
+        disk.write(Durability::Immediate, |transaction| write_meta(transaction, MEMBER, &id.to_le_bytes()))?;
+        Ok(id)
+    }
+
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.shared.disk
+    }
+
+    /// Asks the writer to end after what is queued.
+    pub(crate) fn stop(&self) {
+        let _ = self.shared.send(Write::Stop);
+    }
+
+    async fn acked(&self, write: impl FnOnce(Ack) -> Write) -> io::Result<()> {
+        let (ack, done) = oneshot::channel();
+        self.shared.send(write(ack))?;
+        done.await.map_err(|_| io::Error::other("the log is closed"))?
+    }
+}
+
+fn read_tail(view: &redb::ReadTransaction) -> Result<Tail, ReadError> {
+    let log_id = |key: &str| -> Result<Option<LogId>, ReadError> {
+        let found = read_meta(view, key)?;
+        found.map(|bytes| read_log_id(&mut Reader::new(&bytes)).map_err(ReadError::decode(key))).transpose()
+    };
+    let vote = read_meta(view, VOTE)?.map(|bytes| {
+        let malformed = |_| crate::DecodeError::Malformed("the vote");
+        serde_json::from_slice(&bytes).map_err(malformed).map_err(ReadError::decode(VOTE))
+    });
+    let purged = log_id(PURGED)?;
+    let log = view.open_table(LOG)?;
+    let mut last = purged;
+    // Every entry is read once, so that a damaged one is found now and not when a follower needs it.
+    for row in log.range::<u64>(..)? {
+        let (index, bytes) = row?;
+        let entry = read_entry(index.value(), bytes.value())?;
+        let follows = last.as_ref().is_none_or(|last: &LogId| last.index + 1 == entry.log_id.index);
+        if !follows {
+            let error = crate::DecodeError::Malformed("the order of the log");
+            return Err(ReadError::Decode { what: format!("entry {}", index.value()), error });
+        }
+        last = Some(entry.log_id);
+    }
+    let durable = last.as_ref().map_or(0, |last| last.index + 1);
+    Ok(Tail {
+        last,
+        purged,
+        vote: vote.transpose()?,
+        committed: log_id(COMMITTED)?,
+        durable,
+        ..Tail::default()
+    })
+}
+
+fn read_entry(index: u64, bytes: &[u8]) -> Result<Entry, ReadError> {
+    let what = || format!("entry {index}");
+    let entry = decode_entry(bytes).map_err(|error| ReadError::Decode { what: what(), error })?;
+    if entry.log_id.index == index {
+        return Ok(entry);
+    }
+    Err(ReadError::Decode { what: what(), error: crate::DecodeError::Malformed("its index") })
+}
+
+fn write_loop(disk: &Disk, orders: &mpsc::Receiver<Write>, update: impl Fn(&mut dyn FnMut(&mut Tail))) {
+    let mut stopping = false;
+    while !stopping {
+        let Ok(first) = orders.recv() else { return };
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(order) = next {
+            match order {
+                Write::Stop => {
+                    stopping = true;
+                    break;
+                }
+                Write::Append(_, size, _) => bytes += size,
+                Write::Vote(..) | Write::Truncate(..) | Write::Purge(..) => {}
+            }
+            batch.push(order);
+            next = if bytes < BATCH_BYTES_MAX { orders.try_recv().ok() } else { None };
+        }
+        if batch.is_empty() {
+            continue;
+        }
+        let mut committed = None;
+        update(&mut |tail| committed = tail.committed);
+        let result = write_batch(disk, &batch, committed.as_ref());
+        if let Err(error) = &result {
+            tracing::error!(%error, "the log can't be written");
+        } else {
+            update(&mut |tail| {
+                for order in &batch {
+                    if let Write::Append(entries, ..) = order
+                        && let Some(last) = entries.last()
+                    {
+                        tail.durable = last.log_id.index + 1;
+                    }
+                }
+                tail.evict();
+            });
+        }
+        for order in batch {
+            let result = match &result {
+                Ok(()) => Ok(()),
+                Err(error) => Err(io::Error::other(error.to_string())),
+            };
+            match order {
+                Write::Append(.., done) => done.io_completed(result),
+                // Whoever asked may be gone; the work is done all the same.
+                Write::Vote(_, ack) | Write::Truncate(_, ack) | Write::Purge(_, ack) => {
+                    drop(ack.send(result))
+                }
+                Write::Stop => {}
+            }
+        }
+    }
+}
+
+fn write_batch(disk: &Disk, batch: &[Write], committed: Option<&LogId>) -> Result<(), DiskError> {
+    let lasting = batch.iter().any(|order| !matches!(order, Write::Purge(..)));
+    let durability = if lasting { Durability::Immediate } else { Durability::None };
+    let json = |error: serde_json::Error| redb::Error::Io(io::Error::other(error));
+    let log_id = |id: &LogId| {
+        let mut out = Vec::with_capacity(16);
+        put_log_id(&mut out, id);
+        out
+    };
+    disk.write(durability, |transaction| {
+        let mut log = transaction.open_table(LOG)?;
+        for order in batch {
+            match order {
+                Write::Append(entries, ..) => {
+                    for entry in entries {
+                        log.insert(entry.log_id.index, &*encode_entry(entry).map_err(json)?)?;
+                    }
+                }
+                Write::Vote(vote, _) => {
+                    write_meta(transaction, VOTE, &serde_json::to_vec(vote).map_err(json)?)?;
+                }
+                Write::Truncate(from, _) => log.retain_in(*from.., |_, _| false)?,
+                Write::Purge(upto, _) => {
+                    log.retain_in(..=upto.index, |_, _| false)?;
+                    write_meta(transaction, PURGED, &log_id(upto))?;
+                }
+                Write::Stop => {}
+            }
+        }
+        if let Some(committed) = committed {
+            write_meta(transaction, COMMITTED, &log_id(committed))?;
+        }
+        Ok(())
+    })
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        let (first, recent) = {
+            let tail = self.shared.tail();
+            let first = tail.first();
+            let recent = tail.entries.iter().map(|(entry, _)| entry);
+            let recent = recent.skip_while(|entry| entry.log_id.index < start);
+            (first, recent.take_while(|entry| entry.log_id.index < end).cloned().collect::<Vec<_>>())
+        };
+        let end = end.min(first);
+        if start >= end {
+            return Ok(recent);
+        }
+        let disk = self.shared.disk.clone();
+        let read = move || {
+            disk.read(|view| {
+                let mut entries = Vec::new();
+                for row in view.open_table(LOG)?.range(start..end)? {
+                    let (index, bytes) = row?;
+                    entries.push(read_entry(index.value(), bytes.value())?);
+                }
+                Ok(entries)
+            })
+        };
+        let mut entries = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+        entries.extend(recent);
+        Ok(entries)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.shared.tail().vote)
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
+        let tail = self.shared.tail();
+        Ok(LogState { last_purged_log_id: tail.purged, last_log_id: tail.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.acked(|ack| Write::Vote(*vote, ack)).await?;
+        self.shared.tail().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        // It rides with the next batch: that it may be older than the truth after a crash does no harm.
+        self.shared.tail().committed = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.shared.tail().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let mut bytes = 0;
+        let mut tail = self.shared.tail();
+        for entry in &entries {
+            let size = match &entry.payload {
+                Payload::Normal(command) => command.0.size() + 64,
+                Payload::Blank | Payload::Membership(_) => 64,
+            };
+            bytes += size;
+            tail.entries.push_back((entry.clone(), size));
+            tail.last = Some(entry.log_id);
+        }
+        tail.bytes += bytes;
+        // Under the lock, so that the queue has the order of the tail.
+        self.shared.send(Write::Append(entries, bytes, callback))
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let from = last.as_ref().map_or(0, |last| last.index + 1);
+        {
+            let mut tail = self.shared.tail();
+            while let Some((_, size)) = tail.entries.pop_back_if(|(entry, _)| entry.log_id.index >= from) {
+                tail.bytes -= size;
+            }
+            tail.last = tail.last.min(last);
+        }
+        self.acked(|ack| Write::Truncate(from, ack)).await?;
+        // Raft appends nothing before this returns, so nothing beyond `from` is on its way.
+        let mut tail = self.shared.tail();
+        tail.durable = tail.durable.min(from);
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        {
+            let mut tail = self.shared.tail();
+            while let Some((_, size)) =
+                tail.entries.pop_front_if(|(entry, _)| entry.log_id.index <= upto.index)
+            {
+                tail.bytes -= size;
+            }
+            tail.purged = Some(upto);
+            if tail.last < tail.purged {
+                tail.last = tail.purged;
+            }
+        }
+        self.acked(|ack| Write::Purge(upto, ack)).await
+    }
+}

@@ -1,0 +1,40 @@
+//! Tests of the store as a whole. What every implementation owes is in `conformance`.
+
+mod codec;
+mod conformance;
+mod durability;
+mod raft;
+
+use serde_json::json;
+
+use crate::{Draft, HistoryBounds, Key, Precondition, Revision, Store, Txn};
+
+fn key(name: &str) -> Key {
+    Key::from(format!("/core/configmaps/default/{name}"))
+}
+
+fn draft(name: &str, value: &str) -> Draft {
+    let object = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": name, "uid": format!("uid-{name}"), "labels": { "app": value } },
+        "data": { "value": value },
+    });
+    Draft::new(&object, [("metadata.name", name)])
+}
+
+fn put(name: &str, value: &str) -> Txn {
+    Txn::new().put(key(name), Precondition::Any, draft(name, value))
+}
+
+fn value(store: &Store, name: &str) -> Option<String> {
+    let record = store.get(&key(name))?;
+    Some(record.value().unwrap()["data"]["value"].as_str().unwrap().to_owned())
+}
+
+fn small_history() -> HistoryBounds {
+    HistoryBounds { changes_max: 8, bytes_max: 1 << 20 }
+}
+
+async fn write(store: &Store, name: &str, value: &str) -> Revision {
+    store.commit(put(name, value)).await.unwrap().revision
+}
