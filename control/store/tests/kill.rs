@@ -44,10 +44,7 @@ fn child() {
                 }
             }
         };
-        let writers: Vec<_> = (0..WRITERS).map(|index| tokio::spawn(writer(index))).collect();
-        for writer in writers {
-            writer.await.unwrap();
-        }
+        futures_util::future::join_all((0..WRITERS).map(|index| tokio::spawn(writer(index)))).await;
     });
 }
 
