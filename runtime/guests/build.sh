@@ -19,7 +19,7 @@ mode=${1:-}
 
 # What a component is built from, in one fixed order. The same list is in runtime/tests/guests.rs.
 source_hash() {
-    { find "$1/src" ../../wit -type f | LC_ALL=C sort; printf '%s\n' "$1/Cargo.toml" Cargo.toml Cargo.lock; } |
+    { find "$1/src" ../../wit -type f '(' -name '*.rs' -o -name '*.wit' ')' | LC_ALL=C sort; printf '%s\n' "$1/Cargo.toml" Cargo.toml Cargo.lock; } |
         while read -r file; do sha256sum <"$file"; done | sha256sum | cut -d' ' -f1
 }
 
@@ -94,8 +94,7 @@ for guest in "${guests[@]}"; do
     fi
     RUSTFLAGS="${flags[*]}" cargo build -q --locked --release --target "$target" -p "guest-$guest" ${extra_args[@]+"${extra_args[@]}"}
     built=$CARGO_TARGET_DIR/$target/release
-    file=$built/guest_$guest.wasm
-    [ -f "$built/guest-$guest.wasm" ] && file=$built/guest-$guest.wasm
+    file=$built/guest_${guest//-/_}.wasm
     cp "$file" "$guest.wasm.new"
     append_section "$guest.wasm.new" "$hash"
     mv "$guest.wasm.new" "$guest.wasm"

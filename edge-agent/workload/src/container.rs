@@ -202,6 +202,17 @@ pub enum State {
     },
 }
 
+impl State {
+    /// Its name in messages: `created`, `running`, `exited`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running { .. } => "running",
+            Self::Exited { .. } => "exited",
+        }
+    }
+}
+
 /// A change of a container's state that nobody asked for at that moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {

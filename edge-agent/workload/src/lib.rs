@@ -5,13 +5,16 @@
 //! outlives it. Neither Pods nor restart policies nor networking appear here: a container has an id chosen by the caller,
 //! an artifact that is already on disk and verified, and one typed [`Exit`].
 
+pub mod conformance;
 pub mod container;
 pub mod logs;
 pub mod mock;
 pub mod runtime;
+pub mod wasm;
 
 pub use container::{
     Adoption, Artifact, ContainerId, ContainerSpec, Event, Exit, InvalidId, Limits, Mount, State, Stats,
 };
-pub use logs::{LogError, LogLine, LogOptions, LogStream, Stream};
+pub use logs::{LogError, LogFile, LogLimits, LogLine, LogOptions, LogStream, LogWriter, Stream};
 pub use runtime::{ExecRequest, ExecSession, Runtime, RuntimeError};
+pub use wasm::{WasmConfig, WasmRuntime};

@@ -7,13 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::container::{Adoption, Artifact, ContainerId, ContainerSpec, Event, Exit, State, Stats};
-use crate::logs::{LogOptions, LogStream};
+use crate::logs::{LogOptions, LogStream, time_text};
 use crate::runtime::{EVENT_QUEUE_MAX, ExecRequest, ExecSession, Runtime, RuntimeError};
 
 /// What was asked of the mock, in order.
@@ -53,7 +52,17 @@ pub struct Script {
 
 struct Container {
     spec: ContainerSpec,
-    state: State,
+    state: watch::Sender<State>,
+}
+
+impl Container {
+    fn new(spec: ContainerSpec, state: State) -> Self {
+        Self { spec, state: watch::channel(state).0 }
+    }
+
+    fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
 }
 
 #[derive(Default)]
@@ -94,10 +103,10 @@ impl MockRuntime {
     pub fn exit(&self, id: &ContainerId, exit: Exit) -> Result<(), RuntimeError> {
         let mut inner = self.lock();
         let container = inner.containers.get_mut(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
-        let State::Running { started } = container.state else {
-            return Err(RuntimeError::WrongState { id: id.clone(), state: state_name(&container.state) });
+        let State::Running { started } = container.state() else {
+            return Err(RuntimeError::WrongState { id: id.clone(), state: container.state().name() });
         };
-        container.state = State::Exited { started, finished: (self.clock)(), exit: exit.clone() };
+        container.state.send_replace(State::Exited { started, finished: (self.clock)(), exit: exit.clone() });
         drop(inner);
         self.tell(Event::Exited { id: id.clone(), exit });
         Ok(())
@@ -126,15 +135,15 @@ impl MockRuntime {
         let mut inner = self.lock();
         inner.calls.push(Call::Start(id.clone()));
         let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
-        if container.state != State::Created {
-            return Err(RuntimeError::WrongState { id: id.clone(), state: state_name(&container.state) });
+        if container.state() != State::Created {
+            return Err(RuntimeError::WrongState { id: id.clone(), state: container.state().name() });
         }
         let script = inner.scripts.get(&artifact_path(&container.spec.artifact)).cloned().unwrap_or_default();
         if let Some(fault) = script.start {
             return Err(fault());
         }
         if let Some(container) = inner.containers.get_mut(id) {
-            container.state = State::Running { started: (self.clock)() };
+            container.state.send_replace(State::Running { started: (self.clock)() });
         }
         drop(inner);
         self.tell(Event::Started { id: id.clone() });
@@ -148,8 +157,8 @@ impl MockRuntime {
         let mut inner = self.lock();
         inner.calls.push(Call::Stop(id.clone(), grace));
         let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
-        match &container.state {
-            State::Exited { exit, .. } => Ok(exit.clone()),
+        match container.state() {
+            State::Exited { exit, .. } => Ok(exit),
             State::Created => Err(RuntimeError::WrongState { id: id.clone(), state: "created" }),
             State::Running { .. } => {
                 let script = inner.scripts.get(&artifact_path(&container.spec.artifact));
@@ -162,13 +171,16 @@ impl MockRuntime {
     }
 }
 
-/// A state's name in messages.
-pub(crate) fn state_name(state: &State) -> &'static str {
-    match state {
-        State::Created => "created",
-        State::Running { .. } => "running",
-        State::Exited { .. } => "exited",
-    }
+/// What a reader of this log gets. All its lines are as old as the clock says now.
+fn log_text(lines: &[String], now: SystemTime, options: &LogOptions) -> String {
+    let tail = options.tail_lines.map_or(usize::MAX, |tail| usize::try_from(tail).unwrap_or(usize::MAX));
+    let wanted = lines.iter().skip(lines.len().saturating_sub(tail));
+    let stamp = if options.timestamps { time_text(now) + " " } else { String::new() };
+    let mut text: String = wanted.map(|line| format!("{stamp}{line}\n")).collect();
+    text.truncate(
+        options.limit_bytes.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+    );
+    text
 }
 
 fn artifact_path(artifact: &Artifact) -> String {
@@ -202,7 +214,7 @@ impl Runtime for MockRuntime {
                 return Err(RuntimeError::Exists(spec.id));
             }
             let handle = format!("mock:{}", spec.id);
-            inner.containers.insert(spec.id.clone(), Container { spec, state: State::Created });
+            inner.containers.insert(spec.id.clone(), Container::new(spec, State::Created));
             Ok(handle)
         }
         .boxed()
@@ -221,7 +233,7 @@ impl Runtime for MockRuntime {
             let mut inner = self.lock();
             inner.calls.push(Call::Remove(id.clone()));
             match inner.containers.get(id) {
-                Some(container) if matches!(container.state, State::Running { .. }) => {
+                Some(container) if matches!(container.state(), State::Running { .. }) => {
                     Err(RuntimeError::WrongState { id: id.clone(), state: "running" })
                 }
                 _ => {
@@ -245,12 +257,17 @@ impl Runtime for MockRuntime {
         let inner = self.lock();
         let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
         let script = inner.scripts.get(&artifact_path(&container.spec.artifact)).cloned().unwrap_or_default();
-        let skipped = match options.tail_lines {
-            Some(tail) => script.output.len().saturating_sub(usize::try_from(tail).unwrap_or(usize::MAX)),
-            None => 0,
-        };
-        let lines = script.output.into_iter().skip(skipped);
-        Ok(stream::iter(lines.map(|line| Ok(Bytes::from(format!("{line}\n"))))).boxed())
+        let text = log_text(&script.output, (self.clock)(), &options);
+        let printed = stream::iter((!text.is_empty()).then(|| Ok(text.into())));
+        if !options.follow {
+            return Ok(printed.boxed());
+        }
+        let mut state = container.state.subscribe();
+        let end = stream::once(async move {
+            // A container that is removed has ended too.
+            let _ = state.wait_for(|state| matches!(state, State::Exited { .. })).await;
+        });
+        Ok(printed.chain(end.filter_map(|()| std::future::ready(None))).boxed())
     }
 
     fn stats(&self, id: &ContainerId) -> Result<Stats, RuntimeError> {
@@ -260,11 +277,11 @@ impl Runtime for MockRuntime {
     fn state(&self, id: &ContainerId) -> Result<State, RuntimeError> {
         let inner = self.lock();
         let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
-        Ok(container.state.clone())
+        Ok(container.state())
     }
 
     fn list(&self) -> Vec<(ContainerId, State)> {
-        self.lock().containers.iter().map(|(id, container)| (id.clone(), container.state.clone())).collect()
+        self.lock().containers.iter().map(|(id, container)| (id.clone(), container.state())).collect()
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {
@@ -277,9 +294,7 @@ impl Runtime for MockRuntime {
             let script = inner.scripts.get(&artifact_path(&spec.artifact)).cloned().unwrap_or_default();
             let adoption = script.adoption.unwrap_or(Adoption::Lost);
             if let Adoption::Running { started } = adoption {
-                inner
-                    .containers
-                    .insert(spec.id.clone(), Container { spec, state: State::Running { started } });
+                inner.containers.insert(spec.id.clone(), Container::new(spec, State::Running { started }));
             }
             Ok(adoption)
         }
