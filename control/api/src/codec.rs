@@ -3,14 +3,18 @@
 //! One deserializer over JSON values drives k8s-openapi's own `Deserialize` code. On the way it does what Go's decoder and encoder do and
 //! serde does not: numbers are fine as quantities, quantities become canonical, empty optional lists, maps and texts count as absent.
 
+mod strict;
+
 use std::fmt;
 
 use serde::Serialize;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 use crate::quantity::Quantity;
 use crate::resource::DecodeError;
+
+pub use strict::parse;
 
 /// Optional maps that count as absent when they are empty. Empty structs (`emptyDir: {}`) mean something and stay.
 const MAP_FIELDS: [&str; 13] = [
@@ -39,15 +43,6 @@ const MEANINGFUL_EMPTY: [(&str, &str); 7] = [
     ("PersistentVolumeClaimSpec", "storageClassName"),
     ("ServicePort", "appProtocol"),
 ];
-
-/// Reads a JSON text and reports every repeated key by its path; the last value wins.
-pub fn parse(bytes: &[u8], on_duplicate: &mut dyn FnMut(&str)) -> Result<Value, serde_json::Error> {
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let mut path = String::new();
-    let value = Strict { path: &mut path, on_duplicate }.deserialize(&mut reader)?;
-    reader.end()?;
-    Ok(value)
-}
 
 /// Decodes into `T` and encodes again. Fields that `T` does not have are dropped, each path goes to `on_unknown`.
 pub fn normalize<T: DeserializeOwned + Serialize>(
@@ -442,178 +437,5 @@ impl<'de> de::MapAccess<'de> for Entries<'_, '_> {
     }
 }
 
-/// Reads any JSON and notices repeated keys.
-struct Strict<'p, 'd> {
-    path: &'p mut String,
-    on_duplicate: &'d mut dyn FnMut(&str),
-}
-
-impl<'de> DeserializeSeed<'de> for Strict<'_, '_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Strict<'_, '_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        let length = self.path.len();
-        loop {
-            self.path.push_str(&format!("[{}]", list.len()));
-            let seed = Strict { path: self.path, on_duplicate: self.on_duplicate };
-            let item = items.next_element_seed(seed)?;
-            self.path.truncate(length);
-            match item {
-                Some(item) => list.push(item),
-                None => return Ok(Value::Array(list)),
-            }
-        }
-    }
-
-    fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        let length = self.path.len();
-        while let Some(key) = entries.next_key::<String>()? {
-            if length > 0 {
-                self.path.push('.');
-            }
-            self.path.push_str(&key);
-            if object.contains_key(&key) {
-                (self.on_duplicate)(self.path);
-            }
-            let seed = Strict { path: self.path, on_duplicate: self.on_duplicate };
-            let value = entries.next_value_seed(seed)?;
-            self.path.truncate(length);
-            object.insert(key, value);
-        }
-        Ok(Value::Object(object))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use k8s_openapi::api::apps::v1::Deployment;
-    use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-    use serde_json::json;
-
-    use super::*;
-
-    fn unknown_of<T: DeserializeOwned + Serialize>(value: Value) -> (Value, Vec<String>) {
-        let mut unknown = Vec::new();
-        let value = normalize::<T>(value, &mut |path| unknown.push(path.to_owned())).unwrap();
-        (value, unknown)
-    }
-
-    #[test]
-    fn unknown_fields_are_dropped_and_named() {
-        let (value, unknown) = unknown_of::<Pod>(json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "uk", "nolabel": 1},
-            "spec": {"containers": [{"name": "c", "image": "x", "imagee": "y"}], "nope": {"deep": true}},
-        }));
-        assert_eq!(unknown, ["metadata.nolabel", "spec.containers[0].imagee", "spec.nope"]);
-        assert_eq!(value["spec"], json!({"containers": [{"name": "c", "image": "x"}]}));
-    }
-
-    #[test]
-    fn canonical_forms() {
-        let (value, unknown) = unknown_of::<Pod>(json!({
-            "metadata": {"name": "a", "labels": {}, "creationTimestamp": null},
-            "spec": {"priorityClassName": "", "nodeSelector": {}, "volumes": [{"name": "e", "emptyDir": {}}],
-                "containers": [{"name": "c", "args": [], "resources": {"limits": {"cpu": 1, "memory": "1024Mi"}}}]},
-        }));
-        assert!(unknown.is_empty());
-        assert_eq!(value["metadata"], json!({"name": "a"}));
-        assert_eq!(
-            value["spec"],
-            json!({"containers": [{"name": "c", "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}],
-                "volumes": [{"name": "e", "emptyDir": {}}]})
-        );
-    }
-
-    #[test]
-    fn type_errors_name_the_field() {
-        fn check<T: DeserializeOwned>(value: Value, path: &str, message: &str) {
-            let error = decode::<T>(value, &mut |_| {}).err().expect("an error");
-            assert_eq!((error.path.as_str(), error.message.as_str()), (path, message));
-        }
-        check::<Deployment>(
-            json!({"spec": {"replicas": "3"}}),
-            "spec.replicas",
-            "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
-        );
-        check::<ConfigMap>(
-            json!({"data": {"a": 1}}),
-            "data.a",
-            "json: cannot unmarshal number into Go struct field ConfigMap.data of type string",
-        );
-        check::<Pod>(
-            json!({"metadata": {"name": true}}),
-            "metadata.name",
-            "json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.name of type string",
-        );
-        check::<Pod>(
-            json!({"spec": {"containers": {}}}),
-            "spec.containers",
-            "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type list",
-        );
-        check::<ConfigMap>(
-            json!({"metadata": {"deletionTimestamp": "yesterday"}}),
-            "metadata.deletionTimestamp",
-            "parsing time \"yesterday\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"yesterday\" as \"2006\"",
-        );
-        check::<Pod>(
-            json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "abc"}}}]}}),
-            "spec.containers[0].resources.limits.cpu",
-            "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
-        );
-        assert!(decode::<Secret>(json!({"data": {"a": "***"}}), &mut |_| {}).is_err());
-    }
-
-    #[test]
-    fn duplicates_are_named() {
-        let mut seen = Vec::new();
-        let text =
-            br#"{"metadata":{"name":"dup","name":"dup2"},"list":[{"a":1,"a":2}],"data":{"a":"1","a":"2"}}"#;
-        let value = parse(text, &mut |path| seen.push(path.to_owned())).unwrap();
-        assert_eq!(seen, ["metadata.name", "list[0].a", "data.a"]);
-        assert_eq!(value["metadata"]["name"], "dup2");
-        assert!(parse(b"{} x", &mut |_| {}).is_err());
-        assert!(parse(b"{nope", &mut |_| {}).is_err());
-    }
-}
+mod tests;

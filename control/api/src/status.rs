@@ -233,8 +233,11 @@ impl Status {
 
     /// The revision asked for lies in the future.
     pub fn future_revision(asked: u64, current: u64) -> Self {
-        let mut status =
-            Self::new(504, "Timeout", format!("Too large resource version: {asked}, current: {current}"));
+        let mut status = Self::new(
+            504,
+            "Timeout",
+            format!("Timeout: Too large resource version: {asked}, current: {current}"),
+        );
         let details = status.details_mut();
         details.retry_after_seconds = 1;
         details.causes.push(Cause {
