@@ -1,4 +1,4 @@
-//! The desired state of every node: its pods with the ConfigMaps and Secrets that they name, and all Services and
+//! The desired state of every node: its own Node, its pods with the ConfigMaps and Secrets that they name, and all Services and
 //! EndpointSlices. Pure: it is told of changes in the order of their revisions, and says what each node has yet to hear.
 //!
 //! For a node with a session there is a set of what it has yet to be sent, at most one entry an object: a node that is
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lichen_store::Record;
 use tokio::sync::Notify;
 
-use crate::item::{Item, ItemKey, Kind, PodShape};
+use crate::item::{Item, ItemKey, Kind, PodShape, pod_cidr};
 
 /// What a node is to be told about one object.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ struct Pending {
 #[derive(Debug, Default)]
 struct NodeView {
     pods: BTreeSet<String>,
+    /// The range of pod addresses that it was given: all that it is told of changes in its Node for.
+    pod_cidr: Option<String>,
     /// The version of the last change that concerned this node alone.
     changed: u64,
     pending: Option<Pending>,
@@ -91,6 +93,15 @@ impl Desired {
     pub(crate) fn change(&mut self, kind: Kind, key: &str, record: Option<Record>, version: u64) {
         self.version = self.version.max(version);
         match kind {
+            Kind::Node => {
+                let pod_cidr = record.as_ref().and_then(pod_cidr);
+                let delta = self.replace(&(kind, key.to_owned()), record, version);
+                let view = self.nodes.entry(key.to_owned()).or_default();
+                if view.pod_cidr != pod_cidr {
+                    view.pod_cidr = pod_cidr;
+                    self.tell(key, delta, version);
+                }
+            }
             Kind::Pod => self.change_pod(key, record, version),
             Kind::ConfigMap | Kind::Secret => {
                 let id = (kind, key.to_owned());
@@ -273,7 +284,8 @@ impl Desired {
         let named =
             self.named.iter().filter(move |(_, nodes)| nodes.contains_key(node)).map(|(id, _)| id.clone());
         let shared = self.objects.range((Kind::Service, String::new())..(Kind::Pod, String::new()));
-        let own = named.chain(pods).filter_map(|id| self.objects.get(&id).cloned());
+        let node = std::iter::once((Kind::Node, node.to_owned()));
+        let own = node.chain(named).chain(pods).filter_map(|id| self.objects.get(&id).cloned());
         own.chain(shared.map(|(_, item)| item.clone()))
     }
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 /// The kinds that a node is sent, in the order in which they are: what a pod needs comes before the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
+    Node,
     ConfigMap,
     Secret,
     Service,
@@ -21,8 +22,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 5] =
-        [Kind::ConfigMap, Kind::Secret, Kind::Service, Kind::EndpointSlice, Kind::Pod];
+    pub(crate) const ALL: [Kind; 6] =
+        [Kind::Node, Kind::ConfigMap, Kind::Secret, Kind::Service, Kind::EndpointSlice, Kind::Pod];
 
     pub(crate) fn name(self) -> &'static str {
         self.resource().kind
@@ -30,6 +31,7 @@ impl Kind {
 
     fn resource(self) -> &'static Resource {
         match self {
+            Kind::Node => &kinds::node::RESOURCE,
             Kind::ConfigMap => &kinds::configmap::RESOURCE,
             Kind::Secret => &kinds::secret::RESOURCE,
             Kind::Service => &kinds::service::RESOURCE,
@@ -41,6 +43,7 @@ impl Kind {
     /// Where the store keeps objects of the kind.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
+            Kind::Node => "/core/nodes//",
             Kind::ConfigMap => "/core/configmaps/",
             Kind::Secret => "/core/secrets/",
             Kind::Service => "/core/services/",
@@ -147,6 +150,11 @@ impl PodShape {
         pod.to_string().hash(&mut hasher);
         PodShape { node, refs, fingerprint: hasher.finish() }
     }
+}
+
+/// The range of pod addresses that a Node was given.
+pub(crate) fn pod_cidr(record: &Record) -> Option<String> {
+    record.value().ok()?["spec"]["podCIDR"].as_str().map(str::to_owned)
 }
 
 fn list(value: &Value) -> &[Value] {
