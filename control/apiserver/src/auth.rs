@@ -27,9 +27,16 @@ pub(crate) fn identify(certificates: Option<&[CertificateDer<'_>]>) -> Identity 
     }
 }
 
-/// Refuses credentials that this server does not know: they never fall back to another identity.
+/// Refuses credentials that this server does not know, and impersonation: neither may fall back to the identity of the
+/// connection.
 pub(crate) fn check_headers(headers: &HeaderMap) -> Result<(), Status> {
-    if headers.contains_key(AUTHORIZATION) { Err(Status::unauthorized()) } else { Ok(()) }
+    if headers.contains_key(AUTHORIZATION) {
+        return Err(Status::unauthorized());
+    }
+    if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+        return Err(Status::new(403, "Forbidden", "impersonation is not supported yet"));
+    }
+    Ok(())
 }
 
 /// Whether an identity may do this. Decided before anything else is said about the path.

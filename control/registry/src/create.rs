@@ -76,10 +76,11 @@ impl Registry {
         managed::update(resource, None, &mut object, manager, now, "");
         resource.strategy.prepare_create(&mut object);
         let namespace_check = self.admit_create(resource, namespace, &mut object).map_err(Refused::Final)?;
-        let mut errors = resource.strategy.validate(&object);
-        let (allocations, refused) = self.allocate(resource, &mut object, None);
-        errors.extend(refused);
         let name = text(&object, "name").to_owned();
+        let (allocations, mut errors) = self.allocate(resource, &mut object, None);
+        if errors.is_empty() {
+            errors = resource.strategy.validate(&object);
+        }
         if !errors.is_empty() {
             return Err(Refused::Final(Status::invalid(resource, &name, errors)));
         }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::allocate::{keep_allocated, release};
 use crate::error::{from_commit, unreadable};
 use crate::metadata::{
-    check_kind, decode, finalizers, is_terminating, keep_system_fields, set_namespace, text,
+    Undecodable, check_kind, decode, finalizers, is_terminating, keep_system_fields, set_namespace, text,
 };
 use crate::registry::key_of;
 use crate::{Identity, Patch, Registry, WriteOptions, Written};
@@ -69,8 +69,7 @@ impl Registry {
             return self.create(identity, resource, namespace, object, options).await;
         }
         if !versioned && resource.update_needs_version {
-            let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
-            return Err(Status::invalid(resource, name, vec![error]));
+            return Err(unversioned(resource, name));
         }
         let target = Target { identity, resource, namespace, name, sub, options };
         let mut written = self
@@ -228,6 +227,17 @@ impl Registry {
     }
 }
 
+/// The refusal of an update that has to say which version it is about. It names the resource where others name the
+/// kind, as Kubernetes' own does.
+fn unversioned(resource: &Resource, name: &str) -> Status {
+    let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+    let message = format!("{} \"{name}\" is invalid: {error}", resource.qualified_plural());
+    let mut status = Status::invalid(resource, name, vec![error]);
+    status.message = message;
+    status.details_mut().kind = resource.plural.to_owned();
+    status
+}
+
 /// What a change comes to.
 enum Prepared {
     /// Nothing changes.
@@ -268,12 +278,19 @@ fn added_finalizers(new: &Value, old: &Value) -> Option<FieldError> {
 
 fn apply(patch: &Patch, old: &Value, resource: &Resource) -> Result<Value, Status> {
     let mut object = old.clone();
-    match patch {
-        Patch::Merge(value) => patch::merge(&mut object, value)?,
-        Patch::Strategic(value) => patch::strategic(&mut object, value, resource)?,
-        Patch::Json(value) => patch::json(&mut object, value)?,
+    let applied = match patch {
+        Patch::Merge(value) => patch::merge(&mut object, value),
+        Patch::Strategic(value) => patch::strategic(&mut object, value, resource),
+        Patch::Json(value) => patch::json(&mut object, value),
+    };
+    match applied {
+        Ok(()) => Ok(object),
+        // A document that does not fit the object is told as a fault of the patch; an operation that fails is not.
+        Err(status) if status.code == 422 && !matches!(patch, Patch::Json(_)) && status.details.is_none() => {
+            Err(Undecodable::Shape(status.message).into_bad_patch(&patch_text(patch)))
+        }
+        Err(status) => Err(status),
     }
-    Ok(object)
 }
 
 fn patch_text(patch: &Patch) -> String {

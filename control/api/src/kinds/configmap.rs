@@ -56,7 +56,7 @@ fn validate(object: &At<'_>, errors: &mut Vec<FieldError>) {
         key_rules(key, &value, errors);
     }
     if bytes > DATA_BYTES_MAX {
-        errors.push(FieldError::too_long("", DATA_BYTES_MAX));
+        errors.push(FieldError::too_long("[]", DATA_BYTES_MAX));
     }
 }
 

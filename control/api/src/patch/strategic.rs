@@ -151,9 +151,7 @@ fn merge_field(
 }
 
 fn wrong_shape(key: &str, want: &str, got: &str) -> Status {
-    Status::unprocessable(format!(
-        " \"\" is invalid: patch: Invalid value: {key:?}: cannot merge a {got} into a {want}"
-    ))
+    Status::unprocessable(format!("{key}: cannot merge a {got} into a {want}"))
 }
 
 fn delete_values(target: &mut Map<String, Value>, field: &str, deleted: &Value) -> Result<(), Status> {
