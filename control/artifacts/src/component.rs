@@ -181,7 +181,7 @@ mod tests {
         // instance with a type ascribed.
         binary.extend(b"\x00\x03\x01xy");
         binary.extend(b"\x0a\x0d\x02\x00\x03a:b\x05\x07\x00\x01r\x03\x01");
-        binary.extend(b"\x0b\x0a\x01\x00\x03c:d\x05\x02\x01\x05\x01");
+        binary.extend(b"\x0b\x0b\x01\x00\x03c:d\x05\x02\x01\x05\x01");
         check(&binary, Ok((&["a:b", "r"], &["c:d"])));
         for end in PREAMBLE.len() + 1..binary.len() {
             // Cutting between sections is not noticed; anywhere else it is. Nothing panics.

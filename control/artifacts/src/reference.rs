@@ -182,7 +182,6 @@ mod tests {
             "Hello",
             "hello:",
             "hello:-v",
-            "hello:v/1",
             "a//b",
             "../etc",
             "a/../b",
