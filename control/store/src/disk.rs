@@ -4,6 +4,7 @@
 //! (records and history). Both databases carry the version of their format. All calls here block: they belong on the
 //! threads that own the files, never on an async one.
 
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Bound;
@@ -13,8 +14,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::backends::FileBackend;
 use redb::{
-    BackendError, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
-    StorageBackend, TableDefinition, WriteTransaction,
+    BackendError, Database, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend,
+    TableDefinition, WriteTransaction,
 };
 
 use crate::codec::{self, DecodeError};
@@ -81,6 +82,9 @@ impl DirLock {
     }
 }
 
+/// What a database begins with.
+pub(crate) type Init<'a> = &'a dyn Fn(&WriteTransaction) -> Result<(), redb::Error>;
+
 /// A database file.
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -91,8 +95,8 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Opens a database and checks it from end to end, or makes an empty one.
-    pub(crate) fn open(dir: &Path, name: &'static str) -> Result<Self, DiskError> {
+    /// Opens a database and checks it from end to end, or makes one with what `init` puts into it.
+    pub(crate) fn open(dir: &Path, name: &'static str, init: Init<'_>) -> Result<Self, DiskError> {
         let path = dir.join(name);
         let failed = |error: io::Error| DiskError::Io { name: name.into(), detail: error.to_string() };
         let new = !path.exists();
@@ -108,35 +112,42 @@ impl Disk {
             // The file's name has to survive a power cut as much as what is in it.
             File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
         }
-        let syncs = Arc::new(AtomicU64::new(0));
         let backend = FileBackend::new(file).map_err(|error| convert(name, error))?;
-        let backend = Counting { file: backend, syncs: syncs.clone() };
+        Self::on(backend, name, init)
+    }
+
+    /// The same on any storage.
+    pub(crate) fn on(
+        storage: impl StorageBackend,
+        name: &'static str,
+        init: Init<'_>,
+    ) -> Result<Self, DiskError> {
+        let failed = |error: io::Error| DiskError::Io { name: name.into(), detail: error.to_string() };
+        let syncs = Arc::new(AtomicU64::new(0));
+        let new = storage.len().map_err(failed)? == 0;
         let database = redb::Builder::new()
             .set_cache_size(CACHE_BYTES)
             .set_check_integrity_on_open(!new)
-            .create_with_backend(backend)
+            .create_with_backend(Counting { storage, syncs: syncs.clone() })
             .map_err(|error| match error {
-                redb::DatabaseError::DatabaseAlreadyOpen => DiskError::InUse { path: path.clone() },
+                redb::DatabaseError::DatabaseAlreadyOpen => DiskError::InUse { path: name.into() },
                 error => convert(name, error),
             })?;
         let disk = Self { name, database: RwLock::new(Some(database)), syncs };
-        disk.check_format()?;
-        Ok(disk)
-    }
-
-    fn check_format(&self) -> Result<(), DiskError> {
-        let found = self.write(Durability::Immediate, |transaction| {
-            let mut meta = transaction.open_table(META)?;
-            let found = meta.get(FORMAT_KEY)?.map(|found| found.value().to_vec());
-            if found.is_none() {
-                meta.insert(FORMAT_KEY, &*codec::seal_bytes(&FORMAT.to_le_bytes(), META_VERSION))?;
+        let format = match disk.read(|view| read_meta(view, FORMAT_KEY))? {
+            Some(format) => format.try_into().map(u32::from_le_bytes).unwrap_or_default(),
+            None => {
+                disk.write(Durability::Immediate, |transaction| {
+                    init(transaction)?;
+                    write_meta(transaction, FORMAT_KEY, &FORMAT.to_le_bytes())
+                })?;
+                FORMAT
             }
-            Ok(found)
-        })?;
-        let Some(found) = found else { return Ok(()) };
-        let found = codec::open(&found, META_VERSION).map_err(|error| self.corrupt(FORMAT_KEY, &error))?;
-        let found = found.try_into().map(u32::from_le_bytes).unwrap_or_default();
-        if found == FORMAT { Ok(()) } else { Err(DiskError::Version { name: self.name.into(), found }) }
+        };
+        if format == FORMAT {
+            return Ok(disk);
+        }
+        Err(DiskError::Version { name: name.into(), found: format })
     }
 
     /// How many times the file was synced.
@@ -144,7 +155,7 @@ impl Disk {
         self.syncs.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn corrupt(&self, what: &str, error: &DecodeError) -> DiskError {
+    pub(crate) fn corrupt(&self, what: &str, error: impl Display) -> DiskError {
         DiskError::Corrupt { name: self.name.into(), detail: format!("{what}: {error}") }
     }
 
@@ -225,7 +236,10 @@ impl ReadError {
 
 /// Reads a small value, without its seal.
 pub(crate) fn read_meta(view: &ReadTransaction, key: &str) -> Result<Option<Vec<u8>>, ReadError> {
-    let meta = view.open_table(META)?;
+    let meta = match view.open_table(META) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        meta => meta?,
+    };
     let Some(found) = meta.get(key)? else { return Ok(None) };
     let body = codec::open(found.value(), META_VERSION).map_err(ReadError::decode(key))?;
     Ok(Some(body.to_vec()))
@@ -249,60 +263,60 @@ fn convert(name: &str, error: impl Into<redb::Error>) -> DiskError {
     }
 }
 
-/// A file that counts its syncs.
+/// A storage that counts its syncs.
 #[derive(Debug)]
-struct Counting {
-    file: FileBackend,
+struct Counting<S> {
+    storage: S,
     syncs: Arc<AtomicU64>,
 }
 
-impl StorageBackend for Counting {
+impl<S: StorageBackend> StorageBackend for Counting<S> {
     fn len(&self) -> io::Result<u64> {
-        self.file.len()
+        self.storage.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)
+        self.storage.read(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        self.storage.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.file.sync_data()
+        self.storage.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write(offset, data)
+        self.storage.write(offset, data)
     }
 
     fn close(&self) -> io::Result<()> {
-        self.file.close()
+        self.storage.close()
     }
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_range(start, end)
+        self.storage.try_lock_range(start, end)
     }
 
     fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_shared_range(start, end)
+        self.storage.try_lock_shared_range(start, end)
     }
 
     fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_range(start, end)
+        self.storage.lock_range(start, end)
     }
 
     fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_shared_range(start, end)
+        self.storage.lock_shared_range(start, end)
     }
 
     fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.unlock_range(start, end)
+        self.storage.unlock_range(start, end)
     }
 
     fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.query_lock_range(start, end)
+        self.storage.query_lock_range(start, end)
     }
 }

@@ -11,10 +11,12 @@ use redb::{Durability, ReadTransaction, ReadableTable as _, ReadableTableMetadat
 use redb::{TableDefinition, WriteTransaction};
 
 use crate::codec::{DecodeError, Reader, put_bytes, put_u64};
-use crate::disk::{Disk, DiskError, ReadError, read_meta, write_meta};
+use crate::disk::{Disk, DiskError, Init, ReadError, read_meta, write_meta};
+use crate::log::MEMBER;
 use crate::types::{LogId, Membership, StoredMembership, put_log_id, read_log_id};
 use crate::{Change, Key, Record, Revision};
 
+const NAME: &str = "state.redb";
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
 /// By revision and place within its transaction.
 const HISTORY: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("history");
@@ -127,15 +129,28 @@ pub(crate) struct StateFile {
 }
 
 impl StateFile {
-    /// Opens it, or makes an empty one. Blocks.
-    pub(crate) fn open(dir: &Path) -> Result<Self, DiskError> {
-        let disk = Disk::open(dir, "state.redb")?;
-        disk.write(Durability::None, |transaction| {
+    /// Opens what belongs to a member, or makes it empty. Blocks.
+    pub(crate) fn open(dir: &Path, member: u64) -> Result<Self, DiskError> {
+        Self::on(member, |init| Disk::open(dir, NAME, init))
+    }
+
+    /// The same on any storage. Blocks.
+    #[cfg(test)]
+    pub(crate) fn on_storage(storage: impl redb::StorageBackend, member: u64) -> Result<Self, DiskError> {
+        Self::on(member, |init| Disk::on(storage, NAME, init))
+    }
+
+    fn on(member: u64, open: impl FnOnce(Init<'_>) -> Result<Disk, DiskError>) -> Result<Self, DiskError> {
+        let disk = open(&|transaction| {
             transaction.open_table(RECORDS)?;
             transaction.open_table(HISTORY)?;
-            Ok(())
+            write_meta(transaction, MEMBER, &member.to_le_bytes())
         })?;
-        Ok(Self { disk })
+        let owner = disk.read(|view| read_meta(view, MEMBER))?.unwrap_or_default();
+        if owner == member.to_le_bytes() {
+            return Ok(Self { disk });
+        }
+        Err(disk.corrupt(MEMBER, "the log beside it is another member's"))
     }
 
     pub(crate) fn disk(&self) -> &Disk {

@@ -28,7 +28,9 @@ const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-const MEMBER: &str = "member";
+const NAME: &str = "log.redb";
+/// The member that a file belongs to.
+pub(crate) const MEMBER: &str = "member";
 const VOTE: &str = "vote";
 const PURGED: &str = "purged";
 const COMMITTED: &str = "committed";
@@ -111,11 +113,17 @@ pub(crate) type Writer = JoinHandle<()>;
 impl LogStore {
     /// Opens the log and starts its writer. Blocks.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Writer), DiskError> {
-        let disk = Arc::new(Disk::open(dir, "log.redb")?);
-        disk.write(Durability::None, |transaction| {
-            transaction.open_table(LOG)?;
-            Ok(())
-        })?;
+        Self::on(Disk::open(dir, NAME, &init)?)
+    }
+
+    /// The same on any storage. Blocks.
+    #[cfg(test)]
+    pub(crate) fn on_storage(storage: impl redb::StorageBackend) -> Result<(Self, Writer), DiskError> {
+        Self::on(Disk::on(storage, NAME, &init)?)
+    }
+
+    fn on(disk: Disk) -> Result<(Self, Writer), DiskError> {
+        let disk = Arc::new(disk);
         let tail = disk.read(read_tail)?;
         let (queue, orders) = mpsc::channel();
         let shared = Arc::new(Shared { disk, tail: Mutex::new(tail), queue });
@@ -129,20 +137,15 @@ impl LogStore {
             });
         });
         let writer =
-            writer.map_err(|error| DiskError::Io { name: "log.redb".into(), detail: error.to_string() })?;
+            writer.map_err(|error| DiskError::Io { name: NAME.into(), detail: error.to_string() })?;
         Ok((Self { shared }, writer))
     }
 
     /// The member's id: minted when the log is made, never changed. Blocks.
-    pub(crate) fn member_id(&self, mint: impl FnOnce() -> u64) -> Result<u64, DiskError> {
+    pub(crate) fn member_id(&self) -> Result<u64, DiskError> {
         let disk = &self.shared.disk;
-        if let Some(id) = disk.read(|view| read_meta(view, MEMBER))? {
-            let id = Reader::new(&id).u64();
-            return id.map_err(|error| disk.corrupt(MEMBER, &error));
-        }
-        let id = mint();
-        disk.write(Durability::Immediate, |transaction| write_meta(transaction, MEMBER, &id.to_le_bytes()))?;
-        Ok(id)
+        let id = disk.read(|view| read_meta(view, MEMBER))?.unwrap_or_default();
+        Reader::new(&id).u64().map_err(|error| disk.corrupt(MEMBER, error))
     }
 
     pub(crate) fn disk(&self) -> &Disk {
@@ -159,6 +162,13 @@ impl LogStore {
         self.shared.send(write(ack))?;
         done.await.map_err(|_| io::Error::other("the log is closed"))?
     }
+}
+
+fn init(transaction: &redb::WriteTransaction) -> Result<(), redb::Error> {
+    transaction.open_table(LOG)?;
+    // A fresh identity: a member must never be taken for one that had another log.
+    let (id, _) = uuid::Uuid::new_v4().as_u64_pair();
+    write_meta(transaction, MEMBER, &id.to_le_bytes())
 }
 
 fn read_tail(view: &redb::ReadTransaction) -> Result<Tail, ReadError> {

@@ -1,7 +1,7 @@
 //! The store as the rest of Lichen sees it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -77,6 +77,14 @@ struct Member {
     running: Mutex<Option<Running>>,
 }
 
+impl Drop for Member {
+    /// For a store that goes away without a shutdown: the log's writer ends with the last who appends to it, but the
+    /// other thread has to be told.
+    fn drop(&mut self) {
+        self.machine.flusher().stop();
+    }
+}
+
 /// What ends with the store.
 struct Running {
     threads: [JoinHandle<()>; 2],
@@ -93,12 +101,17 @@ impl Store {
     /// Opens the store in a directory, or makes one there. A lone member leads when this returns.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let dir = config.dir.clone();
-        let opened = tokio::task::spawn_blocking(move || Files::open(&config)).await;
-        let start = |detail: String| OpenError::Start { dir: dir.clone(), detail };
-        let files = opened
-            .map_err(|error| start(error.to_string()))?
-            .map_err(|error| OpenError::disk(&dir, error))?;
-        let Files { lock, id, log, writer, hub, machine, flusher } = files;
+        Self::open_files(&dir, move || Files::open(&config)).await
+    }
+
+    async fn open_files(
+        dir: &Path,
+        open: impl FnOnce() -> Result<Files, DiskError> + Send + 'static,
+    ) -> Result<Self, OpenError> {
+        let start = |detail: String| OpenError::Start { dir: dir.to_owned(), detail };
+        let files = tokio::task::spawn_blocking(open).await.map_err(|error| start(error.to_string()))?;
+        let Files { lock, id, log, writer, hub, machine, flusher } =
+            files.map_err(|error| OpenError::disk(dir, error))?;
         let leadership = watch::Sender::new(Leadership::default());
         let replica = Replica::start(id, NoPeers, log.clone(), machine.clone(), leadership.clone()).await;
         let running = Running { threads: [writer, flusher], _lock: lock };
@@ -117,6 +130,23 @@ impl Store {
             running: Mutex::new(Some(running)),
         };
         Ok(Self { inner: Arc::new(Inner { hub, leadership, backend: Backend::Raft(Box::new(member)) }) })
+    }
+
+    /// Opens a store on storages of a test's own.
+    #[cfg(test)]
+    pub(crate) async fn open_on(
+        dir: &Path,
+        log: impl redb::StorageBackend,
+        state: impl redb::StorageBackend,
+    ) -> Result<Self, OpenError> {
+        let lock_dir = dir.to_owned();
+        let open = move || {
+            let lock = DirLock::acquire(&lock_dir)?;
+            let (log, writer) = LogStore::on_storage(log)?;
+            let file = StateFile::on_storage(state, log.member_id()?)?;
+            Files::assemble(lock, log, writer, file, HistoryBounds::default())
+        };
+        Self::open_files(dir, open).await
     }
 
     /// A store that lives in memory alone, leads by itself and forgets everything at its end: for tests of what is
@@ -258,19 +288,26 @@ struct Files {
 impl Files {
     fn open(config: &Config) -> Result<Self, DiskError> {
         let lock = DirLock::acquire(&config.dir)?;
-        let file = Arc::new(StateFile::open(&config.dir)?);
-        let image = file.load()?;
         let (log, writer) = LogStore::open(&config.dir)?;
-        let id = log.member_id(|| {
-            // A fresh identity: nothing must ever be taken for another member that it is not.
-            let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
-            high
-        })?;
+        let file = StateFile::open(&config.dir, log.member_id()?)?;
+        Self::assemble(lock, log, writer, file, config.history)
+    }
+
+    fn assemble(
+        lock: DirLock,
+        log: LogStore,
+        writer: JoinHandle<()>,
+        file: StateFile,
+        history: HistoryBounds,
+    ) -> Result<Self, DiskError> {
+        let id = log.member_id()?;
+        let file = Arc::new(file);
+        let image = file.load()?;
         let position = image.position.clone();
         let (flush, flusher) = Flusher::start(file.clone(), position.clone())
             .map_err(|error| DiskError::Io { name: "state.redb".into(), detail: error.to_string() })?;
-        let hub = Arc::new(Hub::new(State::restore(image, config.history)));
-        let machine = Machine::new(hub.clone(), file, flush, &position, config.history);
+        let hub = Arc::new(Hub::new(State::restore(image, history)));
+        let machine = Machine::new(hub.clone(), file, flush, &position, history);
         Ok(Self { lock, id, log, writer, hub, machine, flusher })
     }
 }

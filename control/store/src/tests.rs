@@ -3,6 +3,7 @@
 mod codec;
 mod conformance;
 mod durability;
+mod faults;
 mod raft;
 
 use serde_json::json;

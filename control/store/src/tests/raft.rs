@@ -44,7 +44,7 @@ fn build() -> (Guard, LogStore, Machine, Arc<Hub>) {
 
 fn machine(dir: &TempDir) -> (Machine, Arc<Hub>) {
     let bounds = HistoryBounds::default();
-    let file = Arc::new(StateFile::open(dir.path()).unwrap());
+    let file = Arc::new(StateFile::open(dir.path(), 1).unwrap());
     let image = file.load().unwrap();
     let position = image.position.clone();
     let (flusher, _) = Flusher::start(file.clone(), position.clone()).unwrap();
