@@ -121,6 +121,17 @@ impl Replica {
         barrier(&self.raft).await
     }
 
+    /// Brings the state to rest and drops the log before it.
+    #[cfg(test)]
+    pub(crate) async fn compact(&self) {
+        let wait = self.raft.wait(Some(Duration::from_secs(20)));
+        let applied = self.raft.metrics().borrow_watched().last_applied;
+        self.raft.trigger().snapshot().await.unwrap();
+        wait.metrics(|metrics| metrics.snapshot >= applied, "the snapshot").await.unwrap();
+        self.raft.trigger().purge_log(applied.unwrap().index).await.unwrap();
+        wait.metrics(|metrics| metrics.purged >= applied, "the purge").await.unwrap();
+    }
+
     /// Stops everything that was started here.
     pub(crate) async fn stop(&self) {
         self.leading.abort();

@@ -237,6 +237,13 @@ impl Store {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) async fn compact(&self) {
+        if let Backend::Raft(member) = &self.inner.backend {
+            member.replica.compact().await;
+        }
+    }
+
     /// Ends all watches and transactions, makes everything durable and closes the files. The directory may be opened
     /// again afterwards.
     pub async fn shutdown(&self) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{key, put, small_history, value, write};
-use crate::{Config, Event, OpenError, Precondition, Revision, Store, Txn};
+use crate::{Config, Event, OpenError, Precondition, RangeOptions, Revision, Store, Txn};
 
 async fn open(dir: &Path) -> Store {
     Store::open(Config::new(dir)).await.unwrap()
@@ -36,6 +36,42 @@ async fn everything_survives_a_restart() {
     let next = write(&store, "c", "1").await;
     assert_eq!(next, revision.next());
     store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purged_log_leaves_nothing_out() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let store = open(dir.path()).await;
+        for index in 0..20 {
+            write(&store, &format!("k{round}-{index}"), "1").await;
+        }
+        store.compact().await;
+        write(&store, "after", &round.to_string()).await;
+        store.shutdown().await;
+    }
+    let store = open(dir.path()).await;
+    assert_eq!(store.range("/", &RangeOptions::default()).unwrap().items.len(), 61);
+    assert_eq!(value(&store, "after").as_deref(), Some("2"));
+    store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_dropped_lets_go_of_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    write(&store, "a", "1").await;
+    drop(store);
+    // Its tasks and threads end by themselves, but not all at once.
+    let reopened = loop {
+        match Store::open(Config::new(dir.path())).await {
+            Ok(store) => break store,
+            Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(value(&reopened, "a").as_deref(), Some("1"));
+    reopened.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use redb::StorageBackend;
+use tokio::task::JoinHandle;
 
 use super::{key, put, value, write};
-use crate::{Config, ErrorKind, OpenError, Store};
+use crate::{Config, ErrorKind, Event, OpenError, Revision, Store};
 
 /// What a disk holds: what would be there after a power cut, and what was written since the last sync.
 #[derive(Debug, Default)]
@@ -138,15 +139,15 @@ fn random(seed: u64) -> impl FnMut() -> u64 {
     }
 }
 
-/// Writers that count upwards, each under its own key, until they fail. Gives what was acknowledged.
-fn start_writers(
-    store: &Store,
-    acknowledged: &Arc<Mutex<BTreeMap<String, u64>>>,
-) -> Vec<tokio::task::JoinHandle<()>> {
-    let writer = |name: String, store: Store, acknowledged: Arc<Mutex<BTreeMap<String, u64>>>| async move {
+/// Which revision wrote which value under which name.
+type Acknowledged = BTreeMap<Revision, (String, u64)>;
+
+/// Writers that count upwards, each under its own key, until they fail.
+fn start_writers(store: &Store, acknowledged: &Arc<Mutex<Acknowledged>>) -> Vec<JoinHandle<()>> {
+    let writer = |name: String, store: Store, acknowledged: Arc<Mutex<Acknowledged>>| async move {
         let mut next = value(&store, &name).map_or(0, |value| value.parse::<u64>().unwrap()) + 1;
-        while store.commit(put(&name, &next.to_string())).await.is_ok() {
-            acknowledged.lock().unwrap().insert(name.clone(), next);
+        while let Ok(committed) = store.commit(put(&name, &next.to_string())).await {
+            acknowledged.lock().unwrap().insert(committed.revision, (name.clone(), next));
             next += 1;
         }
     };
@@ -155,10 +156,26 @@ fn start_writers(
         .collect()
 }
 
-fn check(store: &Store, acknowledged: &BTreeMap<String, u64>, context: &str) {
-    for (name, acknowledged) in acknowledged {
+/// Every write that was acknowledged happened, at the revision that was told.
+fn check(store: &Store, acknowledged: &Acknowledged, context: &str) {
+    let mut newest = BTreeMap::new();
+    for (name, value) in acknowledged.values() {
+        newest.insert(name, *value);
+    }
+    for (name, acknowledged) in newest {
         let found = value(store, name).map_or(0, |value| value.parse::<u64>().unwrap());
-        assert!(found >= *acknowledged, "{context}: {name} is {found}, acknowledged was {acknowledged}");
+        assert!(found >= acknowledged, "{context}: {name} is {found}, acknowledged was {acknowledged}");
+    }
+    let floor = store.watch("/", Revision(0)).unwrap_err().oldest;
+    let mut watch = store.watch("/", floor).unwrap();
+    let mut history = BTreeMap::new();
+    while let Some(Event::Change(change)) = watch.try_next().unwrap() {
+        history.insert(change.revision, change);
+    }
+    for (revision, (name, value)) in acknowledged.range(floor.next()..) {
+        let change = history.get(revision).unwrap_or_else(|| panic!("{context}: {revision} is missing"));
+        let found = change.new.as_ref().unwrap().labels().get("app").unwrap().to_owned();
+        assert_eq!((change.key.name(), found), (name.as_str(), value.to_string()), "{context}: {revision}");
     }
 }
 
