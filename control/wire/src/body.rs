@@ -9,6 +9,8 @@ use core::fmt;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::frame::{DATA_HEADER_BYTES, TAG_BYTES};
+
 /// Bytes that are written as one CBOR byte string. (Serde alone would write a list of numbers.)
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Blob<'a>(pub &'a [u8]);
@@ -41,6 +43,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
     }
 }
 
+/// Most bytes that a data frame has beside those of messages.
+pub const FRAME_OVERHEAD_BYTES: usize = DATA_HEADER_BYTES + HEAD_BYTES_MAX + TAG_BYTES;
+/// Most bytes that a head and the framing of fragments take: each of those takes up to ten.
+pub(crate) const HEAD_BYTES_MAX: usize = 48 + FRAGMENTS_MAX * 10;
+/// Most fragments in one frame.
+pub(crate) const FRAGMENTS_MAX: usize = 16;
+
 /// How far a node has seen the desired state: a version of one incarnation of the control plane's store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SyncPoint {
@@ -53,7 +62,7 @@ pub struct SyncPoint {
 /// What one side can take from the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capacity {
-    /// Largest fragment of a message in one frame.
+    /// Most bytes of messages in one frame; what stands around them takes at most [`FRAME_OVERHEAD_BYTES`] more.
     pub fragment_bytes: u32,
     /// Most fragments under way that are not acknowledged.
     pub window_fragments: u32,
@@ -199,12 +208,6 @@ pub enum Body<'a> {
         #[serde(borrow)]
         error: Option<&'a str>,
     },
-    /// The sender of this ends the session on purpose.
-    Bye {
-        /// Why.
-        #[serde(borrow)]
-        reason: &'a str,
-    },
 }
 
 /// What stands before the fragments in a sealed data frame.
@@ -216,6 +219,8 @@ pub struct Head {
     pub settled: u64,
     /// Whether an answer is wanted even though nothing else may be due.
     pub answer: bool,
+    /// Whether the sender of this ends the session on purpose.
+    pub bye: bool,
     /// The number of the first fragment in this frame.
     pub first: u64,
     /// How many fragments follow.

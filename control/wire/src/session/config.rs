@@ -19,7 +19,7 @@ pub struct Limits {
     pub window_bytes_max: usize,
     /// Most reports that are acknowledged and not yet settled; reporting pauses when there are more.
     pub unsettled_reports_max: usize,
-    /// Largest fragment of a message in one frame.
+    /// Most bytes of messages in one frame.
     pub fragment_bytes_max: u32,
     /// Largest message, in both directions.
     pub message_bytes_max: u32,

@@ -1,206 +1,328 @@
 //! The session between a node and the gateway that owns it: sans-IO, for both roles.
 //!
-//! The owner feeds it frames and time and takes frames and events from it. It never blocks and never calls
-//! back except with events. See [`Session`] for the contract.
+//! The owner feeds a [`Session`] with frames and time, and takes frames and events from it:
+//!
+//! - [`Session::link_up`] and [`Session::link_down`] when the carrier connects and disconnects;
+//! - [`Session::receive`] for each frame, [`Session::tick`] when [`Session::next_timeout`] has passed;
+//! - [`Session::transmit`] until it returns `None`, after any other call.
+//!
+//! What it promises: every report is handed to the gateway at least once, in order for each object, until the
+//! gateway has settled it, across losses, restarts of the gateway and sessions; messages of one session arrive
+//! in order and without gaps; streams are byte-exact or end with the session; a gateway of an older epoch, a
+//! replayed or forged frame and a frame of another node change nothing.
+//!
+//! Deliberately absent: clocks, randomness, sockets, and persistence. What must survive a restart of the agent
+//! (the highest epoch, how far the desired state is) is told and taken back through [`AgentConfig`].
 
+mod channel;
 mod config;
+mod error;
 mod event;
+mod handshake;
+mod receive;
 mod storage;
+mod streams;
+mod transmit;
+
+#[cfg(test)]
+mod tests;
 
 pub use config::{AgentConfig, Config, GatewayConfig, Limits, Timing};
+pub use error::{ReceiveError, SendError};
 pub use event::{Event, LostReason, ReportId, StreamId};
 #[cfg(any(feature = "alloc", test))]
 pub use storage::Growable;
 pub use storage::{Bytes, Fixed, List, Storage};
+pub use streams::STREAM_ERROR_BYTES_MAX;
 
-use thiserror::Error;
+use channel::{Channel, Class, ENCODING_BYTES_MAX, tag};
+use handshake::{Asking, Keys, Nonces, Pending};
+use streams::Streams;
 
-use crate::body::SyncPoint;
-use crate::codec::CodecError;
-use crate::frame::FrameError;
-
-/// Why a frame did nothing. The session stands as it was, except after a [`ReceiveError::Violation`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum ReceiveError {
-    /// The frame was refused before anything in it was believed.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    /// The seal verifies and yet the content can't be read: the other side is broken. The session is lost.
-    #[error("a sealed frame can't be read: {0}")]
-    Codec(#[from] CodecError),
-    /// The gateway's epoch is lower than one that was seen.
-    #[error("owner epoch {offered} is lower than {seen}, which was seen")]
-    Epoch {
-        /// The epoch offered.
-        offered: u64,
-        /// The epoch seen.
-        seen: u64,
-    },
-    /// The hello is of another node than the key.
-    #[error("the hello names another node")]
-    OtherNode,
-    /// The frame is out of place: a handshake not asked for, or repeated.
-    #[error("a handshake frame that was not asked for")]
-    Unexpected,
-    /// The other side broke the protocol and the session is lost.
-    #[error("the other side broke the protocol: {0}")]
-    Violation(&'static str),
-}
-
-/// Why a message was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum SendError {
-    /// The outbox, or the table of streams, is full. [`Event::Room`] tells when to try again.
-    #[error("no room")]
-    Full,
-    /// The message is larger than either side can take.
-    #[error("message of {0} bytes is too large")]
-    TooLarge(usize),
-    /// There is no session at the moment.
-    #[error("not connected")]
-    NotConnected,
-    /// The stream does not exist or has ended.
-    #[error("no such stream")]
-    NoStream,
-    /// This role does not send this.
-    #[error("not for this role")]
-    Role,
-}
+use crate::body::{Blob, Body, SyncPoint};
+use crate::frame::Nonce;
+use crate::keys::NodeKey;
 
 /// One side of the session between a node and its gateway.
 pub struct Session<S: Storage> {
     config: Config,
-    _outbox: S::List<S::Bytes>,
-    _seed: [u8; 32],
+    nonces: Nonces,
+    linked: bool,
+    asking: Asking,
+    pending: Option<Pending<S::Bytes>>,
+    live: Option<Live>,
+    channel: Channel<S>,
+    streams: Streams<S>,
+    /// Counts sessions, so that a late settlement never hits a report of a later one.
+    generation: u64,
+    /// Up to which fragment the gateway has made reports durable.
+    settled: u64,
+    solicit_due: bool,
+    solicited_ms: Option<u64>,
+    /// Under these keys a goodbye is still to be sent.
+    goodbye: Option<Keys>,
 }
+
+/// An established session.
+struct Live {
+    keys: Keys,
+    hello_nonce: Nonce,
+    incarnation: u64,
+    keepalive_ms: u64,
+    /// Agent: whether the gateway has answered under the new keys, and until when it may take.
+    confirmed: bool,
+    confirm_by_ms: u64,
+    heard_ms: u64,
+    sent_ms: u64,
+    /// A frame is due even if it carries no message.
+    frame_due: bool,
+    /// The next frame asks for an answer.
+    ask: bool,
+    /// Gateway: until when a probe must be answered.
+    probe_by_ms: Option<u64>,
+    /// Agent: when to ask after reports that are not settled.
+    settlement_ask_ms: Option<u64>,
+}
+
+/// Number of low bits of a report's id that hold its fragment's number; the session's count is above them.
+const REPORT_NUMBER_BITS: u32 = 40;
 
 impl<S: Storage> Session<S> {
     /// Makes one side of a session. `seed` must be fresh random bytes: nonces are drawn from it.
     pub fn new(config: Config, seed: [u8; 32]) -> Self {
-        Self { config, _outbox: Default::default(), _seed: seed }
+        let (agent, limits, timing) = match &config {
+            Config::Agent(c) => (true, c.limits, c.timing),
+            Config::Gateway(c) => (false, c.limits, c.timing),
+        };
+        Self {
+            config,
+            nonces: Nonces::new(seed),
+            linked: false,
+            asking: Asking::default(),
+            pending: None,
+            live: None,
+            channel: Channel::new(limits, timing),
+            streams: Streams::new(agent, limits),
+            generation: 0,
+            settled: 0,
+            solicit_due: false,
+            solicited_ms: None,
+            goodbye: None,
+        }
     }
 
-    /// How the session was set up.
+    /// How the session was set up, with what an agent has learned since: `epoch_seen` and `synced`.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
+    fn timing(&self) -> Timing {
+        match &self.config {
+            Config::Agent(c) => c.timing,
+            Config::Gateway(c) => c.timing,
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        match &self.config {
+            Config::Agent(c) => c.limits,
+            Config::Gateway(c) => c.limits,
+        }
+    }
+
+    fn identity(&self) -> (&NodeKey, &str) {
+        match &self.config {
+            Config::Agent(c) => (&c.key, &c.node),
+            Config::Gateway(c) => (&c.key, &c.node),
+        }
+    }
+
     /// The carrier is connected and subscribed. An agent says hello.
-    pub fn link_up(&mut self, _now_ms: u64) {}
+    pub fn link_up(&mut self, now_ms: u64) {
+        self.linked = true;
+        if matches!(self.config, Config::Agent(_)) {
+            self.asking.wait_ms = self.timing().hello_retry_ms;
+            self.asking.due = Some(now_ms);
+        }
+    }
 
     /// The carrier lost its connection. Streams end; reports are kept.
-    pub fn link_down(&mut self, _now_ms: u64, _sink: &mut dyn FnMut(Event<'_>)) {}
-
-    /// Takes a frame, which is decrypted in place, and hands out what it brings.
-    pub fn receive(
-        &mut self,
-        _now_ms: u64,
-        frame: &mut [u8],
-        _sink: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), ReceiveError> {
-        Err(FrameError::Truncated(frame.len()).into())
-    }
-
-    /// Does what is due by time; call it when [`Session::next_timeout`] has passed.
-    pub fn tick(&mut self, _now_ms: u64, _sink: &mut dyn FnMut(Event<'_>)) {}
-
-    /// Writes the next frame that is due and returns its length; `None` if there is none now. Call it until
-    /// then, after any other call. `out` should hold [`crate::FRAME_BYTES_MAX`] or what the limits need.
-    pub fn transmit(&mut self, _now_ms: u64, _out: &mut [u8]) -> Option<usize> {
-        None
-    }
-
-    /// When [`Session::tick`] should be called next, if nothing else happens.
-    pub fn next_timeout(&self) -> Option<u64> {
-        None
+    pub fn link_down(&mut self, now_ms: u64, sink: &mut dyn FnMut(Event<'_>)) {
+        self.linked = false;
+        self.pending = None;
+        self.goodbye = None;
+        self.lose(now_ms, LostReason::LinkDown, sink);
+        self.asking = Asking::default();
     }
 
     /// Whether the session stands: both sides have proved themselves.
     pub fn is_up(&self) -> bool {
-        false
+        self.live.is_some()
     }
 
     /// Agent: how far the desired state has arrived.
     pub fn synced(&self) -> Option<SyncPoint> {
-        None
+        match &self.config {
+            Config::Agent(c) => c.synced,
+            Config::Gateway(_) => None,
+        }
     }
 
     /// The owner epoch: the gateway's own, or the highest that the agent has accepted.
     pub fn epoch(&self) -> u64 {
-        0
+        match &self.config {
+            Config::Agent(c) => c.epoch_seen,
+            Config::Gateway(c) => c.epoch,
+        }
     }
 
     /// Agent: queues a report until the gateway says that it is durable. A queued report of the same kind, key
     /// and UID that is not under way yet is replaced.
-    pub fn report(&mut self, _kind: &str, _key: &str, _uid: &str, _body: &[u8]) -> Result<(), SendError> {
-        Err(SendError::Full)
+    pub fn report(&mut self, kind: &str, key: &str, uid: &str, body: &[u8]) -> Result<(), SendError> {
+        if !matches!(self.config, Config::Agent(_)) {
+            return Err(SendError::Role);
+        }
+        let hint = kind.len() + key.len() + uid.len() + body.len() + ENCODING_BYTES_MAX;
+        let report = Body::Report { kind, key, uid, body: Blob(body) };
+        self.channel.queue(Class::Report(tag(&[kind, key, uid])), &report, hint)
     }
 
-    /// Gateway: reports up to this one are durable.
-    pub fn settle(&mut self, _report: ReportId) {}
+    /// Gateway: this report and all before it are durable.
+    pub fn settle(&mut self, report: ReportId) {
+        let number = report.0 & ((1 << REPORT_NUMBER_BITS) - 1);
+        if report.0 >> REPORT_NUMBER_BITS == self.generation
+            && number > self.settled
+            && let Some(live) = &mut self.live
+        {
+            self.settled = number;
+            live.frame_due = true;
+        }
+    }
 
     /// Gateway: begins a snapshot; desired state that still waits to be sent is dropped.
-    pub fn snapshot_begin(&mut self, _version: u64, _count: u32) -> Result<(), SendError> {
-        Err(SendError::Full)
+    pub fn snapshot_begin(&mut self, version: u64, count: u32) -> Result<(), SendError> {
+        if self.live.is_some() {
+            self.channel.drop_desired();
+        }
+        self.desired(None, &Body::SnapshotBegin { version, count }, 0)
     }
 
     /// Gateway: an object as it should be. One of the same kind and key that still waits is replaced.
-    pub fn item(&mut self, _kind: &str, _key: &str, _version: u64, _body: &[u8]) -> Result<(), SendError> {
-        Err(SendError::Full)
+    pub fn item(&mut self, kind: &str, key: &str, version: u64, body: &[u8]) -> Result<(), SendError> {
+        let item = Body::Item { kind, key, version, body: Blob(body) };
+        self.desired(Some(tag(&[kind, key])), &item, kind.len() + key.len() + body.len())
     }
 
     /// Gateway: an object that should no longer be. An item of the same kind and key that still waits is replaced.
-    pub fn remove(&mut self, _kind: &str, _key: &str, _version: u64) -> Result<(), SendError> {
-        Err(SendError::Full)
+    pub fn remove(&mut self, kind: &str, key: &str, version: u64) -> Result<(), SendError> {
+        let remove = Body::Remove { kind, key, version };
+        self.desired(Some(tag(&[kind, key])), &remove, kind.len() + key.len())
     }
 
     /// Gateway: the snapshot is complete.
-    pub fn snapshot_end(&mut self, _version: u64) -> Result<(), SendError> {
-        Err(SendError::Full)
+    pub fn snapshot_end(&mut self, version: u64) -> Result<(), SendError> {
+        self.desired(None, &Body::SnapshotEnd { version }, 0)
     }
 
     /// Gateway: all deltas up to this version were given.
-    pub fn mark_synced(&mut self, _version: u64) -> Result<(), SendError> {
-        Err(SendError::Full)
+    pub fn mark_synced(&mut self, version: u64) -> Result<(), SendError> {
+        self.desired(None, &Body::Synced { version }, 0)
+    }
+
+    fn desired(
+        &mut self,
+        tag: Option<channel::Tag>,
+        body: &Body<'_>,
+        payload: usize,
+    ) -> Result<(), SendError> {
+        match (&self.config, &self.live) {
+            (Config::Agent(_), _) => Err(SendError::Role),
+            (_, None) => Err(SendError::NotConnected),
+            _ => self.channel.queue(Class::Desired(tag), body, payload + ENCODING_BYTES_MAX),
+        }
     }
 
     /// How many more messages the outbox takes.
     pub fn outbox_room(&self) -> usize {
-        0
+        self.channel.room()
     }
 
     /// Opens a stream.
-    pub fn stream_open(&mut self, _request: &[u8]) -> Result<StreamId, SendError> {
-        Err(SendError::NotConnected)
+    pub fn stream_open(&mut self, request: &[u8]) -> Result<StreamId, SendError> {
+        if self.live.is_none() {
+            return Err(SendError::NotConnected);
+        }
+        self.streams.open(request, self.limits().message_bytes_max as usize)
     }
 
     /// Takes as many of the bytes as the stream's buffer has room for and returns how many.
     /// [`Event::StreamWritable`] tells when there is room again.
-    pub fn stream_write(&mut self, _id: StreamId, _data: &[u8]) -> Result<usize, SendError> {
-        Err(SendError::NoStream)
+    pub fn stream_write(&mut self, id: StreamId, data: &[u8]) -> Result<usize, SendError> {
+        self.streams.write(id, data)
     }
 
     /// Ends this side's direction of a stream after what was written.
-    pub fn stream_finish(&mut self, _id: StreamId) -> Result<(), SendError> {
-        Err(SendError::NoStream)
+    pub fn stream_finish(&mut self, id: StreamId) -> Result<(), SendError> {
+        self.streams.finish(id)
     }
 
     /// Ends a stream at once, in both directions, for a reason that the other side is told.
-    pub fn stream_reset(&mut self, _id: StreamId, _error: &str) -> Result<(), SendError> {
-        Err(SendError::NoStream)
+    pub fn stream_reset(&mut self, id: StreamId, error: &str) -> Result<(), SendError> {
+        self.streams.reset(id, error)
     }
 
     /// Says that this many bytes of a stream were used up, so that the other side may send as many more.
-    pub fn stream_grant(&mut self, _id: StreamId, _bytes: u64) -> Result<(), SendError> {
-        Err(SendError::NoStream)
+    pub fn stream_grant(&mut self, id: StreamId, bytes: u64) -> Result<(), SendError> {
+        self.streams.grant(id, bytes)
     }
 
     /// Gateway: asks the node for a hello. A gateway that has just become the owner does so for each node.
-    pub fn solicit(&mut self, _now_ms: u64) {}
+    pub fn solicit(&mut self, now_ms: u64) {
+        if matches!(self.config, Config::Gateway(_)) {
+            self.solicit_due = true;
+            self.solicited_ms = Some(now_ms);
+        }
+    }
 
-    /// Gateway: checks whether the node is still there, for instance because its last will appeared.
-    pub fn probe(&mut self, _now_ms: u64) {}
+    /// Checks whether the other side is still there, for instance because the node's last will appeared. If no
+    /// answer comes in time the session is lost.
+    pub fn probe(&mut self, now_ms: u64) {
+        let probe_ms = self.timing().probe_ms;
+        if let Some(live) = &mut self.live {
+            live.frame_due = true;
+            live.ask = true;
+            live.probe_by_ms.get_or_insert(now_ms + probe_ms);
+        }
+    }
 
-    /// Ends the session on purpose. The goodbye goes out with the next [`Session::transmit`].
-    pub fn close(&mut self, _reason: &str, _sink: &mut dyn FnMut(Event<'_>)) {}
+    /// Ends the session on purpose. The goodbye goes out with the next [`Session::transmit`]; an agent says
+    /// hello again only after the next [`Session::link_up`].
+    pub fn close(&mut self, now_ms: u64, sink: &mut dyn FnMut(Event<'_>)) {
+        if let Some(live) = self.live.take() {
+            self.goodbye = Some(live.keys);
+            self.forget_session();
+            sink(Event::Lost(LostReason::Closed));
+        }
+        let _ = now_ms;
+        self.pending = None;
+        self.asking = Asking::default();
+    }
+
+    /// Ends the session because something went wrong. An agent that is linked says hello again soon.
+    fn lose(&mut self, now_ms: u64, reason: LostReason, sink: &mut dyn FnMut(Event<'_>)) {
+        if self.live.take().is_some() {
+            self.forget_session();
+            sink(Event::Lost(reason));
+        }
+        if self.linked && matches!(self.config, Config::Agent(_)) && self.asking.due.is_none() {
+            self.asking.wait_ms = self.timing().hello_retry_ms;
+            let jitter_ms = self.nonces.below(self.timing().solicit_jitter_ms);
+            self.asking.due = Some(now_ms + jitter_ms);
+        }
+    }
+
+    fn forget_session(&mut self) {
+        self.channel.start(self.limits().capacity());
+        self.streams.clear();
+    }
 }

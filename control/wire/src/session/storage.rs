@@ -9,6 +9,9 @@ pub trait Bytes: Default + AsRef<[u8]> + AsMut<[u8]> {
     /// Sets the length, filling with zeros; changes nothing and returns false if that does not fit.
     #[must_use]
     fn resize(&mut self, len: usize) -> bool;
+    /// Takes all the memory that there is; false if there is no such bound.
+    #[must_use]
+    fn resize_to_capacity(&mut self) -> bool;
     /// Drops the first bytes.
     fn drop_front(&mut self, count: usize);
     /// Frees what is not used, where that means anything.
@@ -33,8 +36,8 @@ pub trait List<T>: Default {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Whether one more would not fit.
-    fn is_full(&self) -> bool;
+    /// How many elements would fit at most.
+    fn capacity(&self) -> usize;
     /// The elements in order.
     fn iter<'a>(&'a self) -> impl DoubleEndedIterator<Item = &'a T>
     where
@@ -69,6 +72,9 @@ impl<const N: usize> Bytes for heapless::Vec<u8, N> {
     fn resize(&mut self, len: usize) -> bool {
         heapless::Vec::resize(self, len, 0).is_ok()
     }
+    fn resize_to_capacity(&mut self) -> bool {
+        Bytes::resize(self, N)
+    }
     fn drop_front(&mut self, count: usize) {
         let count = count.min(self.as_slice().len());
         self.copy_within(count.., 0);
@@ -97,8 +103,8 @@ impl<T, const N: usize> List<T> for heapless::Vec<T, N> {
     fn len(&self) -> usize {
         self.as_slice().len()
     }
-    fn is_full(&self) -> bool {
-        self.as_slice().len() == N
+    fn capacity(&self) -> usize {
+        N
     }
     fn iter<'a>(&'a self) -> impl DoubleEndedIterator<Item = &'a T>
     where
@@ -142,6 +148,9 @@ mod growable {
             Vec::resize(self, len, 0);
             true
         }
+        fn resize_to_capacity(&mut self) -> bool {
+            false
+        }
         fn drop_front(&mut self, count: usize) {
             self.drain(..count.min(self.len()));
         }
@@ -171,8 +180,8 @@ mod growable {
         fn len(&self) -> usize {
             VecDeque::len(self)
         }
-        fn is_full(&self) -> bool {
-            false
+        fn capacity(&self) -> usize {
+            usize::MAX
         }
         fn iter<'a>(&'a self) -> impl DoubleEndedIterator<Item = &'a T>
         where
