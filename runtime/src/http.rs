@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use wasmtime::{Engine, Store};
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
@@ -73,7 +73,11 @@ struct Server {
     engine: Engine,
     slots: Arc<Semaphore>,
     handler: Handler,
+    alive: Alive,
 }
+
+/// Whoever runs instances of a guest holds one of these; when all are dropped, the guest has ended.
+pub(crate) type Alive = mpsc::Sender<Infallible>;
 
 enum Handler {
     /// An instance per request.
@@ -89,21 +93,28 @@ pub(crate) async fn serve(shared: Arc<Shared>, place: Place, listeners: Vec<TcpL
     if let Err(exit) = rehearse(&shared, &place).await {
         return exit;
     }
+    let (alive, mut ended) = mpsc::channel(1);
     let slots = place.slots.unwrap_or_else(|| Arc::new(Semaphore::new(REQUESTS_MAX)));
     let handler = match place.entry {
         Entry::HttpP2(pre) => Handler::P2(pre),
         Entry::HttpP3(pre) => {
-            Handler::P3(proxy::new(Arc::clone(&shared), place.engine.clone(), pre, Arc::clone(&slots)))
+            let (engine, slots) = (place.engine.clone(), Arc::clone(&slots));
+            Handler::P3(proxy::new(Arc::clone(&shared), engine, pre, slots, alive.clone()))
         }
         Entry::CommandP2(_) | Entry::CommandP3(_) => {
             return GuestExit::Trap("a command cannot be served".to_owned());
         }
     };
-    let server = Arc::new(Server { shared: Arc::clone(&shared), engine: place.engine, slots, handler });
-    tokio::select! {
+    let server =
+        Arc::new(Server { shared: Arc::clone(&shared), engine: place.engine, slots, handler, alive });
+    let exit = tokio::select! {
         () = accept(&server, listeners) => GuestExit::Code(0),
         () = shared.aborted() => GuestExit::Killed,
-    }
+    };
+    // Instances go on for a moment after their responses. They hear an abort by themselves.
+    drop(server);
+    while ended.recv().await.is_some() {}
+    exit
 }
 
 async fn rehearse(shared: &Arc<Shared>, place: &Place) -> Result<(), GuestExit> {
@@ -306,9 +317,10 @@ async fn answer_p2(
     let out = out.map_err(|error| failed(format!("{error:#}")))?;
     let handle = handle_p2(pre.clone(), store, incoming, out);
     let handle = Metered::new(&shared.ticker, &shared.cpu_ns, handle);
-    let owned = Arc::clone(shared);
+    let (owned, alive) = (Arc::clone(shared), server.alive.clone());
     let mut task = JoinSet::new();
     task.spawn(async move {
+        let _alive = alive;
         tokio::select! {
             result = handle => result.map_err(|error| exit_of_error(&error)),
             () = after_response(gone) => Ok(()),

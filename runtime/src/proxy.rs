@@ -20,7 +20,7 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpView};
 
 use crate::context::GuestContext;
 use crate::guest::{GuestExit, Shared, exit_of_error};
-use crate::http::{AFTER_RESPONSE, Failure};
+use crate::http::{AFTER_RESPONSE, Alive, Failure};
 
 /// Requests that one instance works on at the same time.
 const CONCURRENT_MAX: usize = 16;
@@ -38,6 +38,8 @@ pub(crate) struct Handler {
     engine: Engine,
     pre: ServicePre<GuestContext>,
     slots: Arc<Semaphore>,
+    /// The dispatcher keeps this handler for as long as an instance lives.
+    _alive: Alive,
 }
 
 /// A dispatcher for the guest.
@@ -46,8 +48,9 @@ pub(crate) fn new(
     engine: Engine,
     pre: ServicePre<GuestContext>,
     slots: Arc<Semaphore>,
+    alive: Alive,
 ) -> Proxy {
-    ProxyHandler::new(Handler { shared, engine, pre, slots })
+    ProxyHandler::new(Handler { shared, engine, pre, slots, _alive: alive })
 }
 
 /// Answers one request.
@@ -125,13 +128,19 @@ pub(crate) struct Expiration {
     request_timeout: Duration,
     timer: Option<(Instant, Pin<Box<Sleep>>)>,
     aborted: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    /// Spent once the guest is to stop.
+    stopping: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
 
 impl Expiration {
     fn new(shared: &Arc<Shared>) -> Self {
-        let shared = Arc::clone(shared);
-        let request_timeout = shared.spec.request_timeout;
-        Self { request_timeout, timer: None, aborted: Box::pin(async move { shared.aborted().await }) }
+        let (abort, stop) = (Arc::clone(shared), Arc::clone(shared));
+        Self {
+            request_timeout: shared.spec.request_timeout,
+            timer: None,
+            aborted: Box::pin(async move { abort.aborted().await }),
+            stopping: Some(Box::pin(async move { stop.stopping().await })),
+        }
     }
 }
 
@@ -145,7 +154,11 @@ impl WorkerExpiration for Expiration {
         if self.aborted.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
+        if self.stopping.as_mut().is_some_and(|stopping| stopping.as_mut().poll(context).is_ready()) {
+            self.stopping = None;
+        }
         let allowed = match status {
+            WorkerStatus::Idle if self.stopping.is_none() => return Poll::Ready(()),
             WorkerStatus::Idle => IDLE,
             WorkerStatus::Requests => self.request_timeout,
             WorkerStatus::PostReturn => AFTER_RESPONSE,

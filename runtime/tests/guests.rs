@@ -2,11 +2,16 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lichen_runtime::{GuestExit, GuestMount, GuestSpec, HostError, Output, World};
+use sha2::{Digest, Sha256};
 use support::{Bench, Collect, get, listener};
+
+/// The names of the committed guests.
+const GUESTS: [&str; 6] = ["hello", "probe", "probe-http", "probe-p3", "ticker", "worker"];
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -116,9 +121,7 @@ async fn a_missing_mount_and_the_wrong_use_are_errors_of_the_start() {
     let mut absent = spec(&[], &[]);
     absent.mounts.push(GuestMount { host: "/nowhere".into(), guest: "/x".to_owned(), read_only: true });
     let started = bench.host.run(&worker, absent, Arc::new(Collect::default()));
-    assert!(
-        matches!(started.err(), Some(HostError::Mount { path, .. }) if path == std::path::Path::new("/nowhere"))
-    );
+    assert!(matches!(started.err(), Some(HostError::Mount { path, .. }) if path == Path::new("/nowhere")));
     let served = bench.host.serve(&worker, spec(&[], &[]), Arc::new(Collect::default()), vec![]);
     assert!(matches!(served.err(), Some(HostError::WrongWorld { .. })));
     let run = bench.host.run(&bench.guest("hello"), spec(&[], &[]), Arc::new(Collect::default()));
@@ -130,6 +133,56 @@ async fn a_loaded_component_is_shared() {
     let bench = Bench::new();
     let first = bench.guest("worker");
     assert!(Arc::ptr_eq(&first, &bench.guest("worker")));
+}
+
+/// The hash that `build.sh` writes into a guest: that of its sources, its worlds and its lock file.
+fn source_hash(guest: &str) -> String {
+    let dir = support::guests_dir();
+    let mut files = Vec::new();
+    collect(&dir, &format!("{guest}/src"), &mut files);
+    collect(&dir, "../../wit", &mut files);
+    files.retain(|name| name.ends_with(".rs") || name.ends_with(".wit"));
+    files.sort();
+    files.extend([format!("{guest}/Cargo.toml"), "Cargo.toml".to_owned(), "Cargo.lock".to_owned()]);
+    let lines = files.iter().map(|name| format!("{}  -\n", sha256(&std::fs::read(dir.join(name)).unwrap())));
+    sha256(lines.collect::<String>().as_bytes())
+}
+
+fn collect(dir: &Path, name: &str, files: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir.join(name)).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{name}/{}", entry.file_name().into_string().unwrap());
+        match entry.file_type().unwrap().is_dir() {
+            true => collect(dir, &name, files),
+            false => files.push(name),
+        }
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn the_committed_guests_belong_to_their_sources() {
+    for guest in GUESTS {
+        let section = format!("lichen:source{}", source_hash(guest));
+        assert!(
+            support::guest_bytes(guest).ends_with(section.as_bytes()),
+            "runtime/guests/{guest}.wasm is not built from what lies beside it: run runtime/guests/build.sh"
+        );
+    }
+}
+
+#[test]
+fn the_committed_guests_name_no_machine() {
+    for guest in GUESTS {
+        let bytes = support::guest_bytes(guest);
+        for path in ["/home/", "/root/", "/work/", "/Users/"] {
+            let found = bytes.windows(path.len()).any(|window| window == path.as_bytes());
+            assert!(!found, "runtime/guests/{guest}.wasm mentions {path}");
+        }
+    }
 }
 
 async fn blocking_get(address: std::net::SocketAddr, path: &'static str) -> (u16, String) {

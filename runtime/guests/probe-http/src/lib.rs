@@ -41,6 +41,7 @@ fn fetch() -> String {
     let request = OutgoingRequest::new(Fields::new());
     let _ = request.set_scheme(Some(&Scheme::Http));
     let _ = request.set_authority(Some("127.0.0.1:1"));
+    let _ = request.set_path_with_query(Some("/"));
     match outgoing_handler::handle(request, None) {
         Err(code) => format!("{code:?}"),
         Ok(future) => {
