@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use lichen_apiserver::{Config, build};
 use lichen_pki::{Authority, ClientTrust, Credentials};
 use lichen_registry::{AllocationRanges, Identity, NodeStreams, Registry, Sources};
-use lichen_store::Store;
+use lichen_store::{HistoryBounds, Store};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -36,13 +36,15 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(None, HistoryBounds::default()).await
     }
 
-    pub async fn start_with(streams: Option<Arc<dyn NodeStreams>>) -> Self {
+    pub async fn start_with(streams: Option<Arc<dyn NodeStreams>>, history: HistoryBounds) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::open_or_create(&folder.path().join("pki")).unwrap();
-        let store = Store::open(lichen_store::Config::new(folder.path().join("store"))).await.unwrap();
+        let mut config = lichen_store::Config::new(folder.path().join("store"));
+        config.history = history;
+        let store = Store::open(config).await.unwrap();
         let registry = Registry::new(store, AllocationRanges::default(), Sources::system());
         let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
         let own = authority.issue_server(&names).unwrap();

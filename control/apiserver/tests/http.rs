@@ -1,0 +1,218 @@
+//! What the server does with connections, identities and bodies.
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use lichen_api::Status;
+use lichen_registry::{LogRequest, LogStream, NodeStreams};
+use serde_json::{Value, json};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": "v"}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_masters_may_use_the_api() {
+    let server = common::Server::start().await;
+    let mut admin = server.admin().await;
+    assert_eq!(admin.post(MAPS, &map("a")).await.code, 201);
+    let node = server.client("system:node:edge-1", Some("system:nodes")).await;
+    let anonymous = server.anonymous().await;
+    let imposter = server.client("system:masters", None).await;
+    for mut client in [node, anonymous, imposter] {
+        let answer = client.get("/api/v1/nodes/edge-1").await;
+        assert_eq!((answer.code, answer.json()["reason"].clone()), (403, json!("Forbidden")));
+        for (method, path) in [
+            ("GET", MAPS.to_owned()),
+            ("GET", format!("{MAPS}?watch=1")),
+            ("GET", "/api/v1/namespaces/kube-system/secrets".to_owned()),
+            ("GET", "/apis".to_owned()),
+            ("GET", "/openapi/v3".to_owned()),
+            ("GET", "/nothing".to_owned()),
+            ("POST", MAPS.to_owned()),
+            ("PUT", format!("{MAPS}/a")),
+            ("PATCH", format!("{MAPS}/a")),
+            ("DELETE", format!("{MAPS}/a")),
+            ("GET", "/v2/".to_owned()),
+        ] {
+            let answer = client.send(method, &path, &[("content-type", "application/json")], "{}").await;
+            assert_eq!(answer.code, 403, "{method} {path}: {}", answer.text());
+        }
+        for path in ["/version", "/healthz", "/livez", "/readyz"] {
+            assert_eq!(client.get(path).await.code, 200, "{path}");
+        }
+    }
+    let mut node = server.client("system:node:edge-1", Some("system:nodes")).await;
+    let message = "nodes \"edge-1\" is forbidden: User \"system:node:edge-1\" cannot get resource \"nodes\" in API group \"\" at the cluster scope";
+    assert_eq!(node.get("/api/v1/nodes/edge-1").await.json()["message"], message);
+    assert_eq!(admin.get(&format!("{MAPS}/a")).await.json()["data"]["k"], "v");
+    // Nobody becomes another by saying so.
+    let answer = admin.send("GET", MAPS, &[("impersonate-user", "alice")], "").await;
+    assert_eq!(answer.code, 403);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_are_read_page_by_page_at_one_revision() {
+    let server = common::Server::start().await;
+    let mut admin = server.admin().await;
+    for number in 0..5 {
+        admin.post(MAPS, &map(&format!("m{number}"))).await;
+    }
+    let page = admin.get(&format!("{MAPS}?limit=2")).await.json();
+    assert_eq!(page["metadata"]["remainingItemCount"], 3);
+    admin.send("DELETE", &format!("{MAPS}/m3"), &[], "").await;
+    admin.post(MAPS, &map("m9")).await;
+    let mut names = Vec::new();
+    let mut page = page;
+    loop {
+        for item in page["items"].as_array().unwrap() {
+            names.push(item["metadata"]["name"].as_str().unwrap().to_owned());
+        }
+        let Some(token) = page["metadata"]["continue"].as_str() else { break };
+        let next = admin.get(&format!("{MAPS}?limit=2&continue={token}")).await.json();
+        assert_eq!(next["metadata"]["resourceVersion"], page["metadata"]["resourceVersion"]);
+        page = next;
+    }
+    assert_eq!(names, ["m0", "m1", "m2", "m3", "m4"]);
+
+    // A list that is longer than one piece of a body.
+    let large = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "l-"}, "data": {"k": "x".repeat(40_000)}});
+    for _ in 0..8 {
+        assert_eq!(admin.post(MAPS, &large).await.code, 201);
+    }
+    let all = admin.get(MAPS).await;
+    assert!(all.bytes.len() > 320_000);
+    assert_eq!(all.json()["items"].as_array().unwrap().len(), 13);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_may_be_yaml_and_replies_too() {
+    let server = common::Server::start().await;
+    let mut admin = server.admin().await;
+    let headers = [("content-type", "application/yaml"), ("accept", "application/yaml")];
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: y}\ndata: {a: \"1\"}\n";
+    let answer = admin.send("POST", MAPS, &headers, text).await;
+    assert_eq!(answer.code, 201, "{}", answer.text());
+    assert!(answer.text().contains("name: y"), "{}", answer.text());
+    let twice = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: z}\ndata: {a: \"1\", a: \"2\"}\n";
+    let answer = admin.send("POST", &format!("{MAPS}?fieldValidation=Strict"), &headers, twice).await;
+    assert_eq!(answer.code, 400);
+    assert!(answer.text().contains("duplicate field"), "{}", answer.text());
+
+    let protobuf = [("content-type", "application/vnd.kubernetes.protobuf")];
+    let answer = admin.send("POST", MAPS, &protobuf, "k8s\0").await;
+    assert_eq!(answer.code, 415);
+    assert!(answer.text().contains("not supported for request bodies yet"), "{}", answer.text());
+    let apply = [("content-type", "application/apply-patch+yaml")];
+    let answer = admin.send("PATCH", &format!("{MAPS}/y?fieldManager=m"), &apply, text).await;
+    assert_eq!(answer.code, 415);
+    assert!(answer.text().contains("server-side apply"), "{}", answer.text());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn discovery_is_not_sent_twice() {
+    let server = common::Server::start().await;
+    let mut admin = server.admin().await;
+    let accept =
+        ("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json");
+    let first = admin.send("GET", "/apis", &[accept], "").await;
+    assert_eq!(first.code, 200);
+    assert_eq!(first.json()["kind"], "APIGroupDiscoveryList");
+    let tag = first.headers["etag"].to_str().unwrap().to_owned();
+    let second = admin.send("GET", "/apis", &[accept, ("if-none-match", &tag)], "").await;
+    assert_eq!((second.code, second.bytes.len()), (304, 0));
+    let plain = admin.get("/apis").await.json();
+    assert_eq!(plain["kind"], "APIGroupList");
+    let index = admin.get("/openapi/v3").await.json();
+    for path in index["paths"].as_object().unwrap().values() {
+        let url = path["serverRelativeURL"].as_str().unwrap();
+        assert_eq!(admin.get(url).await.json()["openapi"], "3.0.0", "{url}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_of_one_object_lose_nothing() {
+    let server = common::Server::start().await;
+    let mut admin = server.admin().await;
+    admin.post(MAPS, &map("shared")).await;
+    let mut writers = Vec::new();
+    for number in 0..6 {
+        let mut client = server.admin().await;
+        writers.push(tokio::spawn(async move {
+            let patch = json!({"data": {format!("w{number}"): "1"}});
+            client.patch(&format!("{MAPS}/shared"), "merge", &patch).await.code
+        }));
+    }
+    for writer in writers {
+        assert_eq!(writer.await.unwrap(), 200);
+    }
+    let data = admin.get(&format!("{MAPS}/shared")).await.json()["data"].clone();
+    assert_eq!(data.as_object().unwrap().len(), 7, "{data}");
+    server.stop().await;
+}
+
+/// Nodes of which one answers.
+#[derive(Default)]
+struct Nodes {
+    asked: Mutex<Vec<LogRequest>>,
+}
+
+impl NodeStreams for Nodes {
+    fn logs<'a>(&'a self, node: &'a str, request: LogRequest) -> BoxFuture<'a, Result<LogStream, Status>> {
+        Box::pin(async move {
+            if node != "n1" {
+                return Err(Status::service_unavailable(format!("node {node} is not connected")));
+            }
+            let follow = request.follow;
+            self.asked.lock().unwrap().push(request);
+            let lines = [Ok(Bytes::from_static(b"one\n")), Ok(Bytes::from_static(b"two\n"))];
+            let written = futures_util::stream::iter(lines);
+            // Who follows stays until it is cut off.
+            Ok(match follow {
+                true => written.chain(futures_util::stream::pending()).boxed(),
+                false => written.boxed(),
+            })
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_come_from_the_pods_node() {
+    let nodes = Arc::new(Nodes::default());
+    let server = common::Server::start_with(Some(nodes.clone()), Default::default()).await;
+    let mut admin = server.admin().await;
+    for (name, node) in [("a", "n1"), ("b", "n2"), ("c", "")] {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]}});
+        server.create(Some("default"), pod).await;
+    }
+    let path = |name: &str, query: &str| format!("/api/v1/namespaces/default/pods/{name}/log?{query}");
+    let answer = admin.get(&path("a", "tailLines=5&timestamps=true")).await;
+    assert_eq!((answer.code, answer.text().as_str()), (200, "one\ntwo\n"));
+    assert_eq!(answer.headers["content-type"], "text/plain");
+    let asked = nodes.asked.lock().unwrap().remove(0);
+    assert_eq!((asked.pod.as_str(), asked.container.as_str(), asked.tail_lines), ("a", "c", Some(5)));
+    assert!(asked.timestamps && !asked.uid.is_empty() && !asked.follow);
+    assert_eq!(admin.get(&path("b", "")).await.code, 503);
+    assert_eq!(admin.get(&path("c", "")).await.code, 400);
+    assert_eq!(admin.get(&path("nope", "")).await.code, 404);
+    assert_eq!(admin.get(&path("a", "container=x")).await.code, 400);
+
+    // A log that is followed does not keep the server from ending.
+    use http_body_util::BodyExt;
+    let mut follower = server.admin().await;
+    let mut body = follower.open("GET", &path("a", "follow=true"), &[], "").await.into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(first.starts_with(b"one\n"));
+    server.stop().await;
+}
