@@ -116,7 +116,13 @@ impl fmt::Display for Reference {
 }
 
 fn is_host(first: &str) -> bool {
-    first == "localhost" || first.contains('.') || first.contains(':')
+    let (name, port) = first.split_once(':').map_or((first, None), |(name, port)| (name, Some(port)));
+    let alphanumeric = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+    (name == "localhost" || name.contains('.') || port.is_some())
+        && alphanumeric(name.bytes().next())
+        && alphanumeric(name.bytes().last())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-')
+        && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
 /// True if `name` is a repository name: components of lower-case letters and digits with single separators between
@@ -182,6 +188,8 @@ mod tests {
             "Hello",
             "hello:",
             "hello:-v",
+            "hello:v/1",
+            "hello:99999/x",
             "a//b",
             "../etc",
             "a/../b",
