@@ -194,7 +194,7 @@ impl NodeTask {
                 }
             }
         }
-        self.collect(|session, sink| session.close("the gateway stops", sink));
+        self.collect(|session, sink| session.close(sink));
         self.transmit();
     }
 
@@ -237,7 +237,7 @@ impl NodeTask {
             Happened::Report(id, report) => {
                 if self.reports.try_send((self.number, id, report)).is_err() {
                     // The session's own limit keeps a node that obeys it below this queue's.
-                    self.collect(|session, sink| session.close("more reports than were asked for", sink));
+                    self.collect(|session, sink| session.close(sink));
                 }
             }
             Happened::Room => {
@@ -269,7 +269,7 @@ impl NodeTask {
         if let Err(error) = begun {
             // The outbox of a session that has just begun is empty; should it not be, the node asks again.
             tracing::error!(node = self.node, %error, "the session takes no desired state");
-            self.collect(|session, sink| session.close("no room for desired state", sink));
+            self.collect(|session, sink| session.close(sink));
             return;
         }
         let snapshot = matches!(start, Start::Snapshot { .. });

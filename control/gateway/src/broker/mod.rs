@@ -7,13 +7,25 @@
 //! Invariants: every queue has a bound, and a client that does not drain its own is cut off; nothing is kept
 //! for a client that is not connected. Deliberately absent: QoS 2, persistent sessions, retained messages.
 
+mod admission;
+mod connection;
+mod hub;
+#[cfg(test)]
+mod tests;
+mod trie;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hub::Hub;
+use rumqttc::mqttbytes::QoS;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 /// Why the broker could not start, or a port could not do what was asked.
 #[derive(Debug, Error)]
@@ -85,11 +97,13 @@ pub struct Message {
     pub payload: Bytes,
 }
 
-/// A running broker. Dropping it stops accepting; [`Broker::shutdown`] also waits for its clients to end.
+/// A running broker. Dropping it ends its connections; [`Broker::shutdown`] also waits for them.
 #[derive(Debug)]
 pub struct Broker {
     address: SocketAddr,
-    limits: Limits,
+    hub: Arc<Hub>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
 }
 
 impl Broker {
@@ -98,12 +112,13 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::Bind`] if the address can't be listened on, for instance since the port is in use.
     pub async fn start(config: Config) -> Result<Self, BrokerError> {
-        let listener = tokio::net::TcpListener::bind(config.listen)
-            .await
-            .map_err(|source| BrokerError::Bind { address: config.listen, source })?;
-        let address =
-            listener.local_addr().map_err(|source| BrokerError::Bind { address: config.listen, source })?;
-        Ok(Self { address, limits: config.limits })
+        let failed = |source| BrokerError::Bind { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let hub = Hub::new(config.limits);
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(accept(listener, TlsAcceptor::from(config.tls), Arc::clone(&hub), stopped));
+        Ok(Self { address, hub, stop, task })
     }
 
     /// The address that the broker listens on.
@@ -113,35 +128,88 @@ impl Broker {
 
     /// A client inside this process that may publish and subscribe anywhere.
     pub fn port(&self) -> Port {
-        let (_sender, messages) = mpsc::channel(self.limits.port_messages_max);
-        Port { publisher: Publisher {}, messages }
+        let (sender, messages) = mpsc::channel(self.hub.limits.port_messages_max);
+        let id = self.hub.attach(sender);
+        Port { publisher: Publisher { hub: Arc::clone(&self.hub) }, id, messages }
     }
 
     /// Ends every connection and waits for it.
-    pub async fn shutdown(self) {}
+    pub async fn shutdown(self) {
+        let _ = self.stop.send(true);
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the broker did not end well");
+        }
+    }
 }
+
+/// Accepts connections until it is stopped, then ends them all.
+async fn accept(listener: TcpListener, tls: TlsAcceptor, hub: Arc<Hub>, mut stopped: watch::Receiver<bool>) {
+    let mut clients = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, peer)) if clients.len() < hub.limits.clients_max => {
+                    let (hub, tls) = (Arc::clone(&hub), tls.clone());
+                    clients.spawn(async move {
+                        match connection::serve(hub, tls, socket).await {
+                            Ok(()) => tracing::debug!(%peer, "an MQTT client said goodbye"),
+                            Err(why) => tracing::debug!(%peer, %why, "an MQTT client's connection ended"),
+                        }
+                    });
+                }
+                Ok((_, peer)) => tracing::warn!(%peer, "too many MQTT clients; a connection was refused"),
+                Err(error) => {
+                    tracing::warn!(%error, "an MQTT connection could not be accepted");
+                    // Without descriptors accepting fails at once, again and again.
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = clients.join_next() => {}
+            // An error means that the broker was dropped.
+            _ = stopped.changed() => break,
+        }
+    }
+    drop(listener);
+    hub.close();
+    let _ = tokio::time::timeout(DRAIN_MAX, async { while clients.join_next().await.is_some() {} }).await;
+    clients.shutdown().await;
+}
+
+/// How long to wait after a failure to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long connections may take to end.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Publishes from inside the process. Clones publish to the same broker.
 #[derive(Clone, Debug)]
-pub struct Publisher {}
+pub struct Publisher {
+    hub: Arc<Hub>,
+}
 
 impl Publisher {
     /// Hands a message to every subscriber. It does not wait: a subscriber that can't keep up is cut off.
     ///
     /// # Errors
     /// [`BrokerError::Topic`] if the topic is not valid.
-    pub fn publish(&self, topic: &str, _payload: Bytes) -> Result<(), BrokerError> {
-        Err(BrokerError::Topic(topic.to_owned()))
+    pub fn publish(&self, topic: &str, payload: Bytes) -> Result<(), BrokerError> {
+        if !trie::valid_topic(topic) {
+            return Err(BrokerError::Topic(topic.to_owned()));
+        }
+        self.hub.publish_now(Message { topic: topic.into(), payload });
+        Ok(())
     }
 
     /// Ends the connection of the client that authenticated as this node, if there is one.
-    pub fn disconnect_node(&self, _node: &str) {}
+    pub fn disconnect_node(&self, node: &str) {
+        self.hub.disconnect_node(node);
+    }
 }
 
 /// A client inside this process.
 #[derive(Debug)]
 pub struct Port {
     publisher: Publisher,
+    id: u64,
     messages: mpsc::Receiver<Message>,
 }
 
@@ -149,9 +217,14 @@ impl Port {
     /// Subscribes to a filter.
     ///
     /// # Errors
-    /// [`BrokerError::Topic`] if the filter is not valid.
+    /// [`BrokerError::Topic`] if the filter is not valid, [`BrokerError::Closed`] if there are too many or the
+    /// broker has been shut down.
     pub fn subscribe(&self, filter: &str) -> Result<(), BrokerError> {
-        Err(BrokerError::Topic(filter.to_owned()))
+        if !trie::valid_filter(filter) {
+            return Err(BrokerError::Topic(filter.to_owned()));
+        }
+        let subscribed = self.publisher.hub.subscribe(self.id, filter, QoS::AtLeastOnce);
+        if subscribed { Ok(()) } else { Err(BrokerError::Closed) }
     }
 
     /// Publishes; see [`Publisher::publish`].
@@ -170,5 +243,11 @@ impl Port {
     /// The next message of any subscription; `None` once the broker has been shut down.
     pub async fn recv(&mut self) -> Option<Message> {
         self.messages.recv().await
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.publisher.hub.detach(self.id);
     }
 }

@@ -297,13 +297,12 @@ impl<S: Storage> Session<S> {
 
     /// Ends the session on purpose. The goodbye goes out with the next [`Session::transmit`]; an agent says
     /// hello again only after the next [`Session::link_up`].
-    pub fn close(&mut self, now_ms: u64, sink: &mut dyn FnMut(Event<'_>)) {
+    pub fn close(&mut self, sink: &mut dyn FnMut(Event<'_>)) {
         if let Some(live) = self.live.take() {
             self.goodbye = Some(live.keys);
             self.forget_session();
             sink(Event::Lost(LostReason::Closed));
         }
-        let _ = now_ms;
         self.pending = None;
         self.asking = Asking::default();
     }

@@ -1,0 +1,263 @@
+//! One client's connection, from TLS to its end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rumqttc::mqttbytes::v4::{
+    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, SubAck, Subscribe,
+    SubscribeReasonCode, UnsubAck,
+};
+use rumqttc::mqttbytes::{Error as MqttError, QoS};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::Message;
+use super::admission::Principal;
+use super::hub::{Hub, Outbox, Outgoing};
+use super::trie::{SubscriberId, valid_filter, valid_topic};
+
+/// Why a connection ended. None of these is the broker's fault, so they are logged quietly.
+#[derive(Debug, Error)]
+pub(super) enum ConnectionError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("malformed packet: {0}")]
+    Malformed(MqttError),
+    #[error("it took too long over TLS or CONNECT")]
+    ConnectTimeout,
+    #[error("nothing was heard for one and a half times its keepalive")]
+    Silent,
+    #[error("it may not publish to {0:?}")]
+    NotAllowed(String),
+    #[error("it broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("{0}")]
+    Cut(&'static str),
+}
+
+/// Most bytes that are put together for one write.
+const WRITE_BYTES: usize = 64 * 1024;
+/// How long a client that asks for no keepalive may stay silent.
+const SILENCE_MAX: Duration = Duration::from_secs(900);
+
+/// Serves one connection to its end.
+pub(super) async fn serve(
+    hub: Arc<Hub>,
+    acceptor: TlsAcceptor,
+    socket: TcpStream,
+) -> Result<(), ConnectionError> {
+    socket.set_nodelay(true)?;
+    let limit = hub.limits.connect_timeout;
+    let opening = async {
+        let stream = acceptor.accept(socket).await?;
+        let principal = Principal::of(stream.get_ref().1.peer_certificates());
+        let mut reader = Reader { stream, buffer: BytesMut::new(), bytes_max: hub.limits.packet_bytes_max };
+        match reader.packet().await? {
+            Packet::Connect(connect) => Ok((reader, principal, connect)),
+            _ => Err(ConnectionError::Protocol("its first packet is not CONNECT")),
+        }
+    };
+    let (reader, principal, connect) =
+        timeout(limit, opening).await.map_err(|_| ConnectionError::ConnectTimeout)??;
+    let Reader { mut stream, buffer, bytes_max } = reader;
+    let (mut principal, code) = match principal {
+        Some(principal) => (principal, ConnectReturnCode::Success),
+        None => (Principal::Joiner(None), ConnectReturnCode::NotAuthorized),
+    };
+    let code = admit(&connect, &mut principal, code);
+    if code != ConnectReturnCode::Success {
+        write(&mut stream, &Packet::ConnAck(ConnAck::new(code, false))).await?;
+        return Err(ConnectionError::Protocol("its CONNECT was refused"));
+    }
+    let (read, mut write_half) = tokio::io::split(stream);
+    let outbox = Outbox::new(hub.limits.queue_bytes_max);
+    let mut client = Client::enter(hub, principal, &connect, Arc::clone(&outbox)).await;
+    let mut reader = Reader { stream: read, buffer, bytes_max };
+    let ended = tokio::select! {
+        ended = client.read(&mut reader, connect.keep_alive) => ended,
+        ended = drain(&outbox, &mut write_half) => ended,
+    };
+    client.leave().await;
+    ended
+}
+
+/// Whether a CONNECT is acceptable.
+fn admit(connect: &Connect, principal: &mut Principal, code: ConnectReturnCode) -> ConnectReturnCode {
+    let will_allowed = match &connect.last_will {
+        Some(will) => valid_topic(&will.topic) && principal.may_publish(&will.topic),
+        None => true,
+    };
+    if code != ConnectReturnCode::Success {
+        code
+    } else if connect.client_id.is_empty() && !connect.clean_session || connect.client_id.len() > 256 {
+        ConnectReturnCode::BadClientId
+    } else if !will_allowed {
+        ConnectReturnCode::NotAuthorized
+    } else {
+        ConnectReturnCode::Success
+    }
+}
+
+struct Client {
+    hub: Arc<Hub>,
+    id: SubscriberId,
+    key: (Principal, String),
+    principal: Principal,
+    outbox: Arc<Outbox>,
+}
+
+impl Client {
+    async fn enter(hub: Arc<Hub>, principal: Principal, connect: &Connect, outbox: Arc<Outbox>) -> Self {
+        let mut name = connect.client_id.clone();
+        if name.is_empty() || matches!(principal, Principal::Joiner(_)) {
+            // Nobody vouches for such a name, so it must not take over another's.
+            name = format!("\0{:p}", Arc::as_ptr(&outbox));
+        }
+        let key = (principal.clone(), name);
+        let (id, old_will) = hub.connect(key.clone(), Arc::clone(&outbox), connect.last_will.clone());
+        hub.publish_will(old_will).await;
+        outbox.push(Outgoing::Packet(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))));
+        Self { hub, id, key, principal, outbox }
+    }
+
+    async fn leave(self) {
+        let will: Option<LastWill> = self.hub.disconnect(&self.key, self.id);
+        self.hub.publish_will(will).await;
+    }
+
+    async fn read<R: AsyncRead + Unpin>(
+        &mut self,
+        reader: &mut Reader<R>,
+        keepalive_s: u16,
+    ) -> Result<(), ConnectionError> {
+        let patience = match keepalive_s {
+            0 => SILENCE_MAX,
+            seconds => Duration::from_millis(u64::from(seconds) * 1_500),
+        };
+        loop {
+            let packet = timeout(patience, reader.packet()).await.map_err(|_| ConnectionError::Silent)??;
+            match packet {
+                Packet::Publish(publish) => self.publish(publish).await?,
+                Packet::Subscribe(subscribe) => self.subscribe(subscribe),
+                Packet::Unsubscribe(unsubscribe) => {
+                    unsubscribe.topics.iter().for_each(|filter| self.hub.unsubscribe(self.id, filter));
+                    self.answer(Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid)));
+                }
+                Packet::PingReq => self.answer(Packet::PingResp),
+                // Sent once over a connection that loses nothing, so there is nothing to repeat.
+                Packet::PubAck(_) => {}
+                Packet::Disconnect => {
+                    self.hub.drop_will(&self.key, self.id);
+                    return Ok(());
+                }
+                _ => return Err(ConnectionError::Protocol("a packet that a client does not send here")),
+            }
+        }
+    }
+
+    fn answer(&self, packet: Packet) {
+        self.outbox.push(Outgoing::Packet(packet));
+    }
+
+    async fn publish(&mut self, publish: Publish) -> Result<(), ConnectionError> {
+        if publish.qos == QoS::ExactlyOnce {
+            return Err(ConnectionError::Protocol("QoS 2 is not served"));
+        }
+        if !valid_topic(&publish.topic) || !self.principal.may_publish(&publish.topic) {
+            return Err(ConnectionError::NotAllowed(publish.topic));
+        }
+        let message = Message { topic: publish.topic.into(), payload: publish.payload };
+        self.hub.publish(message, publish.qos).await;
+        if publish.qos == QoS::AtLeastOnce {
+            self.answer(Packet::PubAck(PubAck::new(publish.pkid)));
+        }
+        Ok(())
+    }
+
+    fn subscribe(&mut self, subscribe: Subscribe) {
+        let mut codes = Vec::with_capacity(subscribe.filters.len());
+        for filter in &subscribe.filters {
+            let qos = if filter.qos == QoS::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+            let granted = valid_filter(&filter.path)
+                && self.principal.may_subscribe(&filter.path)
+                && self.hub.subscribe(self.id, &filter.path, qos);
+            codes.push(if granted {
+                SubscribeReasonCode::Success(qos)
+            } else {
+                tracing::warn!(client = ?self.key, filter = filter.path, "a subscription was refused");
+                SubscribeReasonCode::Failure
+            });
+        }
+        self.answer(Packet::SubAck(SubAck::new(subscribe.pkid, codes)));
+    }
+}
+
+/// Writes what waits for a client until it is cut off.
+async fn drain<W: AsyncWrite + Unpin>(outbox: &Outbox, stream: &mut W) -> Result<(), ConnectionError> {
+    let mut packet_id = 0u16;
+    loop {
+        let mut waiting = outbox.take().await.map_err(ConnectionError::Cut)?;
+        let mut buffer = BytesMut::new();
+        while let Some(outgoing) = waiting.pop_front() {
+            let packet = match outgoing {
+                Outgoing::Packet(packet) => packet,
+                Outgoing::Publish(message, qos) => {
+                    let mut publish = Publish::from_bytes(&*message.topic, qos, message.payload);
+                    if qos != QoS::AtMostOnce {
+                        packet_id = packet_id.checked_add(1).unwrap_or(1);
+                        publish.pkid = packet_id;
+                    }
+                    Packet::Publish(publish)
+                }
+            };
+            packet.write(&mut buffer, usize::MAX).map_err(ConnectionError::Malformed)?;
+            if buffer.len() >= WRITE_BYTES || waiting.is_empty() {
+                stream.write_all(&buffer).await?;
+                buffer.clear();
+            }
+        }
+        stream.flush().await?;
+    }
+}
+
+async fn write<W: AsyncWrite + Unpin>(stream: &mut W, packet: &Packet) -> Result<(), ConnectionError> {
+    let mut buffer = BytesMut::new();
+    packet.write(&mut buffer, usize::MAX).map_err(ConnectionError::Malformed)?;
+    stream.write_all(&buffer).await?;
+    stream.flush().await?;
+    Ok(())
+}
+
+/// Takes packets out of a stream of bytes.
+struct Reader<R> {
+    stream: R,
+    buffer: BytesMut,
+    bytes_max: usize,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// The next packet.
+    async fn packet(&mut self) -> Result<Packet, ConnectionError> {
+        loop {
+            match Packet::read(&mut self.buffer, self.bytes_max) {
+                Ok(packet) => {
+                    if self.buffer.is_empty() {
+                        // An idle connection keeps no buffer.
+                        self.buffer = BytesMut::new();
+                    }
+                    return Ok(packet);
+                }
+                Err(MqttError::InsufficientBytes(_)) => {}
+                Err(error) => return Err(ConnectionError::Malformed(error)),
+            }
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+}
