@@ -3,8 +3,14 @@
 //! This crate joins store, registry, API server, gateway, artifacts and the certificate authority, and drives what
 //! decides: reconcilers and scheduler, which run on the member that leads.
 
+pub mod cache;
 mod config;
+mod executor;
+pub mod manager;
+mod recorder;
+mod scheduling;
 mod server;
+pub mod workqueue;
 
 pub use config::Config;
 pub use server::{Server, StartError, TokenError};

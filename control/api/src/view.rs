@@ -12,7 +12,6 @@
 //! Deliberately absent: watching (the control crate feeds a view), and writing (a view only mirrors the registry).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
@@ -21,86 +20,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::de::DeserializeOwned;
 
-/// A kind of object: its group (empty for the core group), version and kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Kind {
-    /// The API group; empty for the core group.
-    pub group: &'static str,
-    /// The version the objects are read and written in.
-    pub version: &'static str,
-    /// The kind, such as `Pod`.
-    pub kind: &'static str,
-}
+pub use id::{Kind, ObjectId, ObjectKey};
 
-impl Kind {
-    /// `v1` for the core group, otherwise `group/version`.
-    pub fn api_version(&self) -> String {
-        if self.group.is_empty() {
-            self.version.to_owned()
-        } else {
-            format!("{}/{}", self.group, self.version)
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind)
-    }
-}
-
-/// The name of an object within its kind; the namespace is empty for an object of the cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    /// The namespace, or the empty string.
-    pub namespace: String,
-    /// The name.
-    pub name: String,
-}
-
-impl ObjectKey {
-    /// Makes a key.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> ObjectKey {
-        ObjectKey { namespace: namespace.into(), name: name.into() }
-    }
-
-    /// The key of the object that this metadata belongs to.
-    pub fn of(meta: &ObjectMeta) -> ObjectKey {
-        ObjectKey::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
-    }
-}
-
-impl fmt::Display for ObjectKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() {
-            f.write_str(&self.name)
-        } else {
-            write!(f, "{}/{}", self.namespace, self.name)
-        }
-    }
-}
-
-/// Which object of the cluster: kind, namespace and name. Not which incarnation of it, for which there are UIDs.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectId {
-    /// The kind.
-    pub kind: Kind,
-    /// Namespace and name.
-    pub key: ObjectKey,
-}
-
-impl ObjectId {
-    /// Makes an id.
-    pub fn new(kind: Kind, namespace: impl Into<String>, name: impl Into<String>) -> ObjectId {
-        ObjectId { kind, key: ObjectKey::new(namespace, name) }
-    }
-}
-
-impl fmt::Display for ObjectId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind, self.key)
-    }
-}
+mod id;
 
 /// What a view keeps of an object whose kind no controller reads: its metadata without annotations.
 #[derive(Clone, Debug, PartialEq)]
@@ -195,7 +117,7 @@ macro_rules! typed_kinds {
                         return Ok(Object::$variant(Arc::new(object)));
                     }
                 )*
-                Object::decode_partial(kind, json)
+                Object::decode_metadata(kind, json)
             }
 
             /// Its kind.
@@ -244,8 +166,10 @@ macro_rules! typed_kinds {
             /// The object with that id.
             pub fn get(&self, id: &ObjectId) -> Option<Object> {
                 $(
-                    if id.kind == Kind::$constant {
-                        return self.$table.by_key(&id.key).cloned().map(Object::$variant);
+                    if id.kind == Kind::$constant
+                        && let Some(object) = self.$table.by_key(&id.key)
+                    {
+                        return Some(Object::$variant(object.clone()));
                     }
                 )*
                 self.others.get(&id.kind)?.by_key(&id.key).cloned().map(Object::Other)
@@ -272,19 +196,17 @@ macro_rules! typed_kinds {
             }
 
             fn put(&mut self, id: &ObjectId, object: Option<Object>) {
-                match object {
-                    None => {
-                        $(
-                            if id.kind == Kind::$constant {
-                                self.$table.0.remove(&id.key);
-                                return;
-                            }
-                        )*
-                        if let Some(table) = self.others.get_mut(&id.kind) {
-                            table.0.remove(&id.key);
-                        }
+                $(
+                    if id.kind == Kind::$constant {
+                        self.$table.0.remove(&id.key);
                     }
-                    $( Some(Object::$variant(object)) => { self.$table.0.insert(id.key.clone(), object); } )*
+                )*
+                if let Some(table) = self.others.get_mut(&id.kind) {
+                    table.0.remove(&id.key);
+                }
+                match object {
+                    None => {}
+                    $( Some(Object::$variant(object)) => drop(self.$table.0.insert(id.key.clone(), object)), )*
                     Some(Object::Other(object)) => {
                         self.others.entry(id.kind).or_default().0.insert(id.key.clone(), object);
                     }
@@ -321,7 +243,9 @@ impl Object {
         self.metadata().uid.as_deref().unwrap_or_default()
     }
 
-    fn decode_partial(kind: Kind, json: &[u8]) -> Result<Object, serde_json::Error> {
+    /// Reads only the metadata of an object: of one whose kind no controller reads, or which cannot be read whole. It
+    /// still counts as an owner, and as content of its namespace.
+    pub fn decode_metadata(kind: Kind, json: &[u8]) -> Result<Object, serde_json::Error> {
         #[derive(serde::Deserialize)]
         struct OnlyMetadata {
             metadata: ObjectMeta,

@@ -105,6 +105,11 @@ impl Queue {
         self.activate(key, now);
     }
 
+    /// A pod that was taken was not tried: it is ready again, and has lost nothing.
+    pub fn put_back(&mut self, key: &ObjectKey) {
+        self.set(key, State::Ready);
+    }
+
     /// Makes parked pods ready that `helped` says could now be placed.
     pub fn unpark(&mut self, now: Timestamp, helped: impl Fn(&PodInfo) -> bool) {
         let woken: Vec<ObjectKey> = self

@@ -74,6 +74,15 @@ impl Scheduler {
         }
     }
 
+    /// A binding did not happen because the pod had changed: the room is given back, and the pod is looked at again at
+    /// once. To be said when the change has been observed.
+    pub fn stale(&mut self, pod: &ObjectKey, uid: &str, now: Timestamp) {
+        if let Some(node) = self.cluster.forget(pod, uid) {
+            self.queue.put_back(pod);
+            self.unpark(&node, now);
+        }
+    }
+
     /// When there is something to plan; `None` if only a change can bring something.
     pub fn due(&self) -> Option<Timestamp> {
         self.queue.due()

@@ -222,6 +222,18 @@ fn attempts_back_off_and_the_wait_is_bounded() {
 }
 
 #[test]
+fn a_stale_binding_is_planned_anew_at_once() {
+    let mut bench = Bench::new();
+    bench.put(node("a", json!({})));
+    bench.put(pod("p", asks("1")));
+    assert_eq!(bench.bindings(), ["p>a"]);
+    bench.put(pod("p", asks("2")));
+    bench.scheduler.stale(&ObjectKey::new("default", "p"), "uid-p", bench.now);
+    assert_eq!(bench.bindings(), ["p>a"]);
+    assert_eq!(bench.scheduler.cluster().node("a").unwrap().requested.get("cpu"), 2000);
+}
+
+#[test]
 fn who_is_not_asked_does_not_schedule() {
     let mut bench = Bench::new();
     bench.put(node("a", json!({})));
