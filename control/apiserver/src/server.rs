@@ -11,6 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use lichen_registry::{NodeStreams, Registry};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -29,6 +30,9 @@ const STREAMS_MAX: u32 = 256;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How long a peer may take for a request's head.
 const HEAD_MAX: Duration = Duration::from_secs(30);
+/// How long a connection is silent before the kernel asks whether its peer is still there, and how often then.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// How long requests may take when the server drains.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// The pause after the system refused to accept, so that a lack of files does not spin.
@@ -153,8 +157,11 @@ async fn accept(
 }
 
 async fn serve(stream: TcpStream, acceptor: TlsAcceptor, app: Arc<App>) {
-    // Small replies and watch events are not held back to fill packets.
-    if let Err(error) = stream.set_nodelay(true) {
+    // Small replies and watch events are not held back to fill packets. The kernel finds out about peers that are gone,
+    // so that their watches end without anything here waking up for it.
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    let set = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&keepalive));
+    if let Err(error) = set {
         tracing::debug!(%error, "a connection was gone at once");
         return;
     }

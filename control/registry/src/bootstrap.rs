@@ -3,8 +3,10 @@
 use lichen_api::{Resource, Status, kinds};
 use serde_json::{Value, json};
 
-use crate::{Identity, Registry, WriteOptions};
+use crate::{Identity, Patch, Registry, WriteOptions};
 
+/// Who makes what exists from the start.
+const BOOTSTRAPPER: &str = "system:apiserver";
 /// Namespaces that exist from the start.
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -28,7 +30,15 @@ impl Registry {
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": api_port}],
             },
         });
-        self.ensure(&kinds::service::RESOURCE, Some("default"), service).await
+        let resource = &kinds::service::RESOURCE;
+        self.ensure(resource, Some("default"), service).await?;
+        // The port may be another one than that of the run before.
+        let identity = Identity::component(BOOTSTRAPPER);
+        let port = Patch::Merge(json!({"spec": {"ports": [
+            {"name": "https", "port": 443, "protocol": "TCP", "targetPort": api_port},
+        ]}}));
+        let options = WriteOptions::default();
+        self.patch(&identity, resource, Some("default"), "kubernetes", &port, None, &options).await.map(drop)
     }
 
     async fn ensure(
@@ -37,7 +47,7 @@ impl Registry {
         namespace: Option<&str>,
         object: Value,
     ) -> Result<(), Status> {
-        let identity = Identity::component("system:apiserver");
+        let identity = Identity::component(BOOTSTRAPPER);
         match self.create(&identity, resource, namespace, object, &WriteOptions::default()).await {
             Ok(_) => Ok(()),
             Err(status) if status.reason == "AlreadyExists" => Ok(()),
