@@ -19,6 +19,7 @@ pub mod names;
 pub mod openapi;
 pub mod patch;
 pub mod pod;
+pub mod protobuf;
 pub mod quantity;
 pub mod resource;
 pub mod schema;

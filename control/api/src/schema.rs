@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::LazyLock;
 
+use k8s_openapi::api::core::v1::Binding;
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, Visitor};
 
 use crate::merge_keys::{self, Rules};
@@ -76,6 +79,10 @@ static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     for resource in RESOURCES {
         resource.strategy.trace(&mut schema);
     }
+    // Bodies of requests that are no kind of their own.
+    schema.trace::<DeleteOptions>();
+    schema.trace::<Eviction>();
+    schema.trace::<Binding>();
     schema
 });
 
@@ -247,7 +254,6 @@ impl<'de> Deserializer<'de> for Probe<'_> {
             fields: BTreeMap::new(),
             atomic: merge_keys::is_atomic(name),
         });
-        let skip = if self.root { 2 } else { 0 };
         let mut traced = BTreeMap::new();
         if self.root {
             for field in ["apiVersion", "kind"] {
@@ -257,7 +263,8 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         let walk = Fields {
             schema: self.schema,
             name,
-            fields: if known { &[] } else { &fields[skip..] },
+            fields: if known { &[] } else { fields },
+            root: self.root,
             traced: &mut traced,
             current: "",
         };
@@ -325,6 +332,8 @@ struct Fields<'s> {
     schema: &'s mut Schema,
     name: &'static str,
     fields: &'static [&'static str],
+    /// Whether the struct is a kind's own: its kind and version are constants that an empty answer would break.
+    root: bool,
     traced: &'s mut BTreeMap<&'static str, Field>,
     current: &'static str,
 }
@@ -333,8 +342,13 @@ impl<'de> de::MapAccess<'de> for Fields<'_> {
     type Error = Unanswerable;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Unanswerable> {
-        let Some((first, rest)) = self.fields.split_first() else { return Ok(None) };
-        self.fields = rest;
+        let first = loop {
+            let Some((first, rest)) = self.fields.split_first() else { return Ok(None) };
+            self.fields = rest;
+            if !(self.root && matches!(*first, "apiVersion" | "kind")) {
+                break first;
+            }
+        };
         self.current = first;
         seed.deserialize(de::value::BorrowedStrDeserializer::new(first)).map(Some)
     }
