@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
-use lichen_api::{Resource, Status};
+use lichen_api::{Resource, Status, protobuf};
 
 use crate::parse::{self, Parsed};
 
@@ -12,7 +12,7 @@ use crate::parse::{self, Parsed};
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// Media types of objects in requests.
-const OBJECT_TYPES: [&str; 2] = ["application/json", "application/yaml"];
+const OBJECT_TYPES: [&str; 3] = ["application/json", "application/yaml", PROTOBUF];
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// Reads a whole body.
@@ -33,21 +33,21 @@ pub(crate) fn media_type(headers: &HeaderMap) -> String {
 /// Refuses a body in a media type that no object can be read from, before it is read.
 pub(crate) fn check_object_type(media: &str) -> Result<(), Status> {
     match media {
-        "" | "application/json" | "application/yaml" => Ok(()),
-        PROTOBUF => {
-            let mut status = Status::unsupported_media_type(&OBJECT_TYPES);
-            status.message = format!(
-                "{PROTOBUF} is not supported for request bodies yet: send application/json or application/yaml"
-            );
-            Err(status)
-        }
+        "" | "application/json" | "application/yaml" | PROTOBUF => Ok(()),
         _ => Err(Status::unsupported_media_type(&OBJECT_TYPES)),
     }
 }
 
 /// Parses a body by its media type; without one it is JSON.
 pub(crate) fn parse(bytes: &[u8], media: &str) -> Result<Parsed, String> {
-    if media == "application/yaml" { parse::yaml(bytes) } else { parse::json(bytes) }
+    match media {
+        "application/yaml" => parse::yaml(bytes),
+        PROTOBUF => match protobuf::decode(bytes) {
+            Ok(value) => Ok(Parsed { value, duplicates: Vec::new() }),
+            Err(error) => Err(error.to_string()),
+        },
+        _ => parse::json(bytes),
+    }
 }
 
 /// Parses an object of a kind.
@@ -59,7 +59,7 @@ pub(crate) fn object(bytes: &[u8], media: &str, resource: &Resource) -> Result<P
         ))
     };
     let parsed = parse(bytes, media).map_err(|why| match media {
-        "application/yaml" => unrecognized(&why),
+        "application/yaml" | PROTOBUF => unrecognized(&why),
         _ => unrecognized(&format!("json parse error: {why}")),
     })?;
     if !parsed.value.is_object() {

@@ -94,7 +94,7 @@ async fn lists_are_read_page_by_page_at_one_revision() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bodies_may_be_yaml_and_replies_too() {
+async fn bodies_may_be_yaml_or_protobuf() {
     let server = common::Server::start().await;
     let mut admin = server.admin().await;
     let headers = [("content-type", "application/yaml"), ("accept", "application/yaml")];
@@ -108,9 +108,13 @@ async fn bodies_may_be_yaml_and_replies_too() {
     assert!(answer.text().contains("duplicate field"), "{}", answer.text());
 
     let protobuf = [("content-type", "application/vnd.kubernetes.protobuf")];
-    let answer = admin.send("POST", MAPS, &protobuf, "k8s\0").await;
-    assert_eq!(answer.code, 415);
-    assert!(answer.text().contains("not supported for request bodies yet"), "{}", answer.text());
+    let map = "k8s\0\x0a\x0f\x0a\x02v1\x12\x09ConfigMap\x12\x06\x0a\x04\x0a\x02pb";
+    let answer = admin.send("POST", MAPS, &protobuf, map).await;
+    assert_eq!(answer.code, 201, "{}", answer.text());
+    assert_eq!(admin.get(&format!("{MAPS}/pb")).await.code, 200);
+    let answer = admin.send("POST", MAPS, &protobuf, "k8s\0\x0a\x7f").await;
+    assert_eq!(answer.code, 400);
+    assert!(answer.text().contains("the protobuf body is malformed"), "{}", answer.text());
     let apply = [("content-type", "application/apply-patch+yaml")];
     let answer = admin.send("PATCH", &format!("{MAPS}/y?fieldManager=m"), &apply, text).await;
     assert_eq!(answer.code, 415);
