@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use hyper::{Request, Response};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
@@ -16,6 +16,7 @@ use crate::guest::{Phase, Shared};
 use crate::limits::MemoryShare;
 use crate::meter::Ticking;
 use crate::output::{GuestOutput, Output};
+use crate::pool::Slot;
 
 /// The data of a store.
 pub(crate) struct GuestContext {
@@ -26,7 +27,7 @@ pub(crate) struct GuestContext {
     pub(crate) phase: watch::Receiver<Phase>,
     memory: MemoryShare,
     /// What must live as long as the instance: its slot in the pool, and for instances whose polls are not ours, the tick.
-    pub(crate) held: (Option<OwnedSemaphorePermit>, Option<Ticking>),
+    pub(crate) held: (Option<Slot>, Option<Ticking>),
 }
 
 impl Shared {

@@ -21,7 +21,7 @@ use crate::guest::{Guest, GuestExit, GuestSpec, Shared};
 use crate::http;
 use crate::meter::Ticker;
 use crate::output::LineSink;
-use crate::pool::Pool;
+use crate::pool::{Pool, Slots};
 
 /// How many components that nobody runs stay loaded, so that a restart finds them.
 const UNUSED_COMPONENTS_MAX: usize = 16;
@@ -48,7 +48,7 @@ pub struct ComponentHost {
 impl ComponentHost {
     /// Sets up the engine and the guests' threads.
     pub fn new(config: &HostConfig) -> Result<Self, HostError> {
-        let engine = engine(&running_config())?;
+        let engine = engine(&running_config()?)?;
         let linker = linker(&engine).map_err(|error| HostError::MissingImport {
             name: "the host's own interfaces".to_owned(),
             detail: format!("{error:#}"),
@@ -127,11 +127,13 @@ impl ComponentHost {
         drop(shared.store(&component.engine)?);
         let place = match (self.pool(), component.pooled.clone()) {
             (Some(pool), Some(entry)) if fits_slot => {
-                http::Place { engine: pool.engine.clone(), entry, slots: Some(Arc::clone(&pool.slots)) }
+                http::Place { engine: pool.engine.clone(), entry, slots: pool.slots() }
             }
-            _ => {
-                http::Place { engine: component.engine.clone(), entry: component.entry.clone(), slots: None }
-            }
+            _ => http::Place {
+                engine: component.engine.clone(),
+                entry: component.entry.clone(),
+                slots: Slots::without_pool(),
+            },
         };
         let entered = runtime.enter();
         let listeners = http::adopt(listeners)?;

@@ -30,13 +30,11 @@ use crate::error::HostError;
 use crate::guest::{GuestExit, Shared, exit_of_error};
 use crate::meter::Metered;
 use crate::output::Output;
+use crate::pool::Slots;
 use crate::proxy;
 
 /// Open connections of one guest. More wait in the listener's backlog.
 const CONNECTIONS_MAX: usize = 1024;
-
-/// Requests of one guest that have an instance at the same time, where no pool sets the bound. More wait.
-const REQUESTS_MAX: usize = 256;
 
 /// Streams of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 128;
@@ -54,8 +52,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 pub(crate) struct Place {
     pub(crate) engine: Engine,
     pub(crate) entry: Entry,
-    /// The pool's slots, if the engine has one.
-    pub(crate) slots: Option<Arc<Semaphore>>,
+    pub(crate) slots: Slots,
 }
 
 /// Hands listeners over to the guests' threads. Called on the guests' runtime.
@@ -71,7 +68,7 @@ pub(crate) fn adopt(listeners: Vec<StdTcpListener>) -> Result<Vec<TcpListener>, 
 struct Server {
     shared: Arc<Shared>,
     engine: Engine,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     handler: Handler,
     alive: Alive,
 }
@@ -94,19 +91,23 @@ pub(crate) async fn serve(shared: Arc<Shared>, place: Place, listeners: Vec<TcpL
         return exit;
     }
     let (alive, mut ended) = mpsc::channel(1);
-    let slots = place.slots.unwrap_or_else(|| Arc::new(Semaphore::new(REQUESTS_MAX)));
     let handler = match place.entry {
         Entry::HttpP2(pre) => Handler::P2(pre),
         Entry::HttpP3(pre) => {
-            let (engine, slots) = (place.engine.clone(), Arc::clone(&slots));
+            let (engine, slots) = (place.engine.clone(), place.slots.clone());
             Handler::P3(proxy::new(Arc::clone(&shared), engine, pre, slots, alive.clone()))
         }
         Entry::CommandP2(_) | Entry::CommandP3(_) => {
             return GuestExit::Trap("a command cannot be served".to_owned());
         }
     };
-    let server =
-        Arc::new(Server { shared: Arc::clone(&shared), engine: place.engine, slots, handler, alive });
+    let server = Arc::new(Server {
+        shared: Arc::clone(&shared),
+        engine: place.engine,
+        slots: place.slots,
+        handler,
+        alive,
+    });
     let exit = tokio::select! {
         () = accept(&server, listeners) => GuestExit::Code(0),
         () = shared.aborted() => GuestExit::Killed,
@@ -122,7 +123,7 @@ async fn rehearse(shared: &Arc<Shared>, place: &Place) -> Result<(), GuestExit> 
     let entry = place.entry.clone();
     let slots = place.slots.clone();
     let instantiate = async move {
-        let _slot = take_slot(slots.as_ref()).await;
+        let _slot = slots.take().await;
         let mut store = store;
         match entry {
             Entry::HttpP2(pre) => pre.instantiate_async(&mut store).await.map(drop),
@@ -134,14 +135,6 @@ async fn rehearse(shared: &Arc<Shared>, place: &Place) -> Result<(), GuestExit> 
     tokio::select! {
         result = instantiated => result.map_err(|error| exit_of_error(&error)),
         () = shared.aborted() => Err(GuestExit::Killed),
-    }
-}
-
-async fn take_slot(slots: Option<&Arc<Semaphore>>) -> Option<OwnedSemaphorePermit> {
-    match slots {
-        // Nobody closes it, so there always is one in the end.
-        Some(slots) => Arc::clone(slots).acquire_owned().await.ok(),
-        None => None,
     }
 }
 
@@ -175,7 +168,8 @@ async fn next_connection(
     listeners: &[TcpListener],
     permits: &Arc<Semaphore>,
 ) -> std::io::Result<(TcpStream, Option<OwnedSemaphorePermit>)> {
-    let permit = take_slot(Some(permits)).await;
+    // Nobody closes it, so there is a permit in the end.
+    let permit = Arc::clone(permits).acquire_owned().await.ok();
     let ((stream, _), ..) = match listeners {
         // A handler nobody can reach is odd but harmless.
         [] => std::future::pending().await,
@@ -186,7 +180,10 @@ async fn next_connection(
             (accepted?, index)
         }
     };
-    stream.set_nodelay(true)?;
+    if let Err(error) = stream.set_nodelay(true) {
+        // The client is gone already, which the connection will find out by itself.
+        tracing::debug!(%error, "set_nodelay");
+    }
     Ok((stream, permit))
 }
 
@@ -306,9 +303,10 @@ async fn answer_p2(
 ) -> Result<Response<Guarded>, Failure> {
     let shared = &server.shared;
     let failed = |reason: String| Failure::Ended(GuestExit::Trap(reason));
-    let slot = take_slot(Some(&server.slots)).await;
+    let late = tokio::time::Instant::now() + shared.spec.request_timeout;
+    let slot = tokio::time::timeout_at(late, server.slots.take()).await.map_err(|_| Failure::TimedOut)?;
     let mut store = shared.store(&server.engine).map_err(|error| failed(error.to_string()))?;
-    store.data_mut().held.0 = slot;
+    store.data_mut().held.0 = Some(slot);
     let (head_sender, head) = oneshot::channel::<Head>();
     let (done, gone) = oneshot::channel();
     let incoming = store.data_mut().http().new_incoming_request(Scheme::Http, request);
@@ -328,7 +326,7 @@ async fn answer_p2(
         }
     });
     // Until the head is there, dropping this future, as hyper does when the client goes, drops the set and ends the task.
-    match tokio::time::timeout(shared.spec.request_timeout, head).await {
+    match tokio::time::timeout_at(late, head).await {
         Err(_) => Err(Failure::TimedOut),
         Ok(Ok(Ok(response))) => {
             task.detach_all();

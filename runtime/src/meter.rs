@@ -148,3 +148,32 @@ fn thread_cpu_ns() -> u64 {
     // The clock starts at 0 with the thread, so neither part is ever negative.
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waits for what the ticker's thread does by itself.
+    fn until(condition: impl Fn() -> bool) {
+        while !condition() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn the_ticker_sleeps_exactly_while_no_guest_runs() {
+        let ticker = Ticker::spawn().unwrap();
+        let parked = || ticker.shared.parked.load(Ordering::SeqCst);
+        until(parked);
+        let first = ticker.enter();
+        let second = ticker.enter();
+        until(|| !parked());
+        drop(first);
+        thread::sleep(Duration::from_millis(3 * EPOCH_TICK_MS));
+        assert!(!parked(), "one still runs");
+        drop(second);
+        until(parked);
+        ticker.close();
+        until(|| Arc::strong_count(&ticker.shared) == 1);
+    }
+}

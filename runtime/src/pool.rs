@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lichen_engine::wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use lichen_engine::{MEMORY_RESERVATION_BYTES, engine, running_config};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::Linker;
 
 use crate::component::linker;
@@ -12,6 +12,9 @@ use crate::context::GuestContext;
 
 /// More instances at the same time than this have no use on one machine.
 const SLOTS_MAX: u64 = 512;
+
+/// Instances of one guest at the same time, where no pool sets the bound.
+const INSTANCES_MAX: usize = 256;
 
 /// A pool smaller than this is not worth having.
 const SLOTS_MIN: u64 = 16;
@@ -38,7 +41,8 @@ pub(crate) struct Pool {
     pub(crate) engine: Engine,
     pub(crate) linker: Linker<GuestContext>,
     /// One permit a slot.
-    pub(crate) slots: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
+    guest_slots: usize,
 }
 
 impl Pool {
@@ -77,11 +81,47 @@ impl Pool {
             .linear_memory_keep_resident(KEPT_MEMORY_BYTES)
             .table_keep_resident(KEPT_STACK_BYTES)
             .async_stack_keep_resident(KEPT_STACK_BYTES);
-        let mut config = running_config();
+        let mut config = running_config().map_err(|error| error.to_string())?;
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         let engine = engine(&config).map_err(|error| error.to_string())?;
         let linker = linker(&engine).map_err(|error| format!("{error:#}"))?;
-        Ok(Self { engine, linker, slots: Arc::new(Semaphore::new(slots as usize)) })
+        let slots = slots as usize;
+        Ok(Self { engine, linker, slots: Arc::new(Semaphore::new(slots)), guest_slots: slots / 2 })
+    }
+
+    /// A guest's part of the pool: half of it at most, so that no guest alone can use it up.
+    pub(crate) fn slots(&self) -> Slots {
+        Slots { mine: Arc::new(Semaphore::new(self.guest_slots)), pool: Some(Arc::clone(&self.slots)) }
+    }
+}
+
+/// How many instances a guest may have at the same time.
+#[derive(Clone)]
+pub(crate) struct Slots {
+    mine: Arc<Semaphore>,
+    pool: Option<Arc<Semaphore>>,
+}
+
+/// Room for one instance, until it is dropped.
+pub(crate) struct Slot {
+    _mine: Option<OwnedSemaphorePermit>,
+    _pool: Option<OwnedSemaphorePermit>,
+}
+
+impl Slots {
+    pub(crate) fn without_pool() -> Self {
+        Self { mine: Arc::new(Semaphore::new(INSTANCES_MAX)), pool: None }
+    }
+
+    /// Waits for room.
+    pub(crate) async fn take(&self) -> Slot {
+        // Nobody closes the semaphores, so there always is a permit in the end.
+        let mine = Arc::clone(&self.mine).acquire_owned().await.ok();
+        let pool = match &self.pool {
+            Some(pool) => Arc::clone(pool).acquire_owned().await.ok(),
+            None => None,
+        };
+        Slot { _mine: mine, _pool: pool }
     }
 }
 

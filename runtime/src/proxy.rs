@@ -7,7 +7,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::{Request, Response};
-use tokio::sync::Semaphore;
 use tokio::time::{Sleep, sleep, sleep_until};
 use wasmtime::component::GuestTaskId;
 use wasmtime::{Engine, Store, StoreContextMut};
@@ -21,6 +20,7 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpView};
 use crate::context::GuestContext;
 use crate::guest::{GuestExit, Shared, exit_of_error};
 use crate::http::{AFTER_RESPONSE, Alive, Failure};
+use crate::pool::Slots;
 
 /// Requests that one instance works on at the same time.
 const CONCURRENT_MAX: usize = 16;
@@ -37,7 +37,7 @@ pub(crate) struct Handler {
     shared: Arc<Shared>,
     engine: Engine,
     pre: ServicePre<GuestContext>,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     /// The dispatcher keeps this handler for as long as an instance lives.
     _alive: Alive,
 }
@@ -47,7 +47,7 @@ pub(crate) fn new(
     shared: Arc<Shared>,
     engine: Engine,
     pre: ServicePre<GuestContext>,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     alive: Alive,
 ) -> Proxy {
     ProxyHandler::new(Handler { shared, engine, pre, slots, _alive: alive })
@@ -72,10 +72,10 @@ impl HandlerState for Handler {
     type WorkerState = Worker;
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<GuestContext, Expiration, Worker>> {
-        let slot = Arc::clone(&self.slots).acquire_owned().await.ok();
+        let slot = self.slots.take().await;
         let mut store = self.shared.store(&self.engine).map_err(wasmtime::Error::new)?;
         // The dispatcher polls its workers itself, so the epoch has to move for as long as the instance lives.
-        store.data_mut().held = (slot, Some(self.shared.ticker.enter()));
+        store.data_mut().held = (Some(slot), Some(self.shared.ticker.enter()));
         let service = self.pre.instantiate_async(&mut store).await?;
         Ok(Instance {
             store,

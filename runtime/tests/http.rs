@@ -62,6 +62,25 @@ async fn a_request_for_too_much_memory_is_refused_alone() {
 }
 
 #[tokio::test]
+async fn connections_that_only_stand_open_do_not_hold_up_a_stop() {
+    let bench = Bench::new();
+    let (guest, address, _) = serve(&bench, "probe-http", GuestSpec::default());
+    let silent = TcpStream::connect(address).unwrap();
+    let kept = tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /print HTTP/1.1\r\nhost: t\r\n\r\n").unwrap();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        stream
+    });
+    let kept = kept.await.unwrap();
+    // Far beyond what it takes; if either connection held it up, this would be `Killed`.
+    assert_eq!(guest.stop(LONG / 2).await, GuestExit::Code(0));
+    drop((silent, kept));
+}
+
+#[tokio::test]
 async fn a_handler_that_does_not_even_fit_its_limit_ends() {
     let bench = Bench::new();
     let spec = GuestSpec { memory_bytes: Some(64 << 10), ..GuestSpec::default() };

@@ -5,21 +5,25 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lichen_engine::{CompileError, ProfileId, compile};
+use lichen_engine::{Baseline, CompileError, ProfileId, Target, compile};
 use lichen_runtime::{GuestExit, GuestSpec, HostError};
 use support::{Bench, Collect};
 
 /// A command whose `run` executes these instructions.
 fn command(body: &str) -> String {
+    command_of("wasi:cli/run@0.2.0", "", body)
+}
+
+fn command_of(export: &str, kind: &str, body: &str) -> String {
     format!(
         r#"(component
             (core module $m
                 (memory (export "memory") 1)
                 (func (export "run") (result i32) {body} i32.const 0))
             (core instance $i (instantiate $m))
-            (func $run (result (result)) (canon lift (core func $i "run")))
+            (func $run {kind} (result (result)) (canon lift (core func $i "run")))
             (instance $exports (export "run" (func $run)))
-            (export "wasi:cli/run@0.2.0" (instance $exports)))"#
+            (export "{export}" (instance $exports)))"#
     )
 }
 
@@ -108,16 +112,57 @@ fn what_is_no_component_is_not_compiled() {
     assert!(matches!(compile(&damaged, &host), Err(CompileError::Invalid(_))));
 }
 
-#[test]
-fn only_artifacts_of_this_profile_are_loaded() {
+#[tokio::test]
+async fn a_command_of_wasi_0_3_runs() {
     let bench = Bench::new();
-    let path = bench.dir.path().join("x.cwasm");
-    let other = match ProfileId::host().target() {
-        lichen_engine::Target::X86_64 => b"not an artifact".to_vec(),
-        _ => Vec::new(),
+    let check = async |name: &str, body: &str, expect: GuestExit| {
+        let component = bench.text(name, &command_of("wasi:cli/run@0.3.0", "async", body)).unwrap();
+        let guest = bench.host.run(&component, limited(1 << 20), Arc::new(Collect::default())).unwrap();
+        assert_eq!(guest.wait().await, expect, "{name}");
     };
-    std::fs::write(&path, other).unwrap();
-    assert!(matches!(bench.host.load("x", &path).err(), Some(HostError::Load(_))));
-    let absent = bench.dir.path().join("absent.cwasm");
-    assert!(matches!(bench.host.load("y", &absent).err(), Some(HostError::Load(_))));
+    check("fine", "", GuestExit::Code(0)).await;
+    check("error", "(return (i32.const 1))", GuestExit::Code(1)).await;
+    check("bomb", GROW_FOREVER, GuestExit::OutOfMemory).await;
+}
+
+#[tokio::test]
+async fn only_artifacts_that_fit_this_machine_are_loaded() {
+    let bench = Bench::new();
+    let wasm = wat::parse_str(command("")).unwrap();
+    let load = |name: &str, bytes: &[u8]| {
+        let path = bench.dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        bench.host.load(name, &path)
+    };
+    let least = ProfileId::new(Target::host(), Baseline::Base);
+    let plain = load("base", &compile(&wasm, &least).unwrap()).unwrap();
+    let guest = bench.host.run(&plain, GuestSpec::default(), Arc::new(Collect::default())).unwrap();
+    assert_eq!(guest.wait().await, GuestExit::Code(0));
+
+    // Wasmtime's own defaults instead of this project's settings: it runs without epochs.
+    let other = lichen_engine::wasmtime::Engine::default().precompile_component(&wasm).unwrap();
+    match load("other", &other).err() {
+        Some(HostError::Load(error)) => assert!(error.reason.contains("compiled"), "{error}"),
+        unexpected => panic!("{unexpected:?}"),
+    }
+    let mut torn = compile(&wasm, &least).unwrap();
+    torn.truncate(100);
+    for (name, bytes) in [("torn", &torn[..]), ("empty", b""), ("text", b"not an artifact"), ("wasm", &wasm)]
+    {
+        assert!(matches!(load(name, bytes).err(), Some(HostError::Load(_))), "{name}");
+    }
+    let absent = bench.host.load("absent", &bench.dir.path().join("absent.cwasm"));
+    assert!(matches!(absent.err(), Some(HostError::Load(_))));
+}
+
+#[test]
+fn a_target_that_this_compiler_lacks_is_said_to_be() {
+    let wasm = wat::parse_str(command("")).unwrap();
+    let foreign = match Target::host() {
+        Target::Riscv64 => Target::X86_64,
+        _ => Target::Riscv64,
+    };
+    let refused = compile(&wasm, &ProfileId::new(foreign, Baseline::Base));
+    // A compiler with all targets is welcome to it.
+    assert!(matches!(refused, Ok(_) | Err(CompileError::Setup { .. })), "{refused:?}");
 }

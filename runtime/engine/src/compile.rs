@@ -2,7 +2,7 @@
 
 use wasmtime::Engine;
 
-use crate::profile::{ProfileId, Target, config};
+use crate::profile::{ProfileId, compiling_config};
 
 /// The largest component that is compiled, in bytes.
 pub const COMPONENT_BYTES_MAX: usize = 256 << 20;
@@ -56,14 +56,9 @@ pub fn compile(bytes: &[u8], profile: &ProfileId) -> Result<Vec<u8>, CompileErro
 }
 
 fn compiling_engine(profile: &ProfileId) -> wasmtime::Result<Engine> {
-    let mut config = config(profile);
-    // Naming the target switches off what Cranelift finds out about this machine, which is not the one that will run it.
-    config.target(profile.target().triple())?;
+    let mut config = compiling_config(profile)?;
     for flag in profile.baseline().flags() {
         enable_instructions(&mut config, flag);
-    }
-    if matches!(profile.target(), Target::Pulley32 | Target::Pulley64) {
-        config.signals_based_traps(false);
     }
     Engine::new(&config)
 }

@@ -19,7 +19,7 @@ pub use compile::{COMPONENT_BYTES_MAX, CompileError, compile};
 pub use load::{LoadError, load};
 pub use profile::{
     Baseline, EngineError, InvalidProfile, MEMORY_GUARD_BYTES, MEMORY_RESERVATION_BYTES, ProfileId, Target,
-    WASMTIME_MAJOR, config, engine, running_config,
+    WASMTIME_MAJOR, engine, running_config,
 };
 
 pub use wasmtime;

@@ -65,6 +65,10 @@ impl Target {
     fn is_32_bit(self) -> bool {
         self == Self::Pulley32
     }
+
+    fn is_bytecode(self) -> bool {
+        matches!(self, Self::Pulley32 | Self::Pulley64)
+    }
 }
 
 /// The instructions that artifacts of a profile may use beyond the target's least.
@@ -153,6 +157,12 @@ pub struct EngineError {
     pub reason: String,
 }
 
+impl EngineError {
+    fn new(profile: &ProfileId, error: &wasmtime::Error) -> Self {
+        Self { profile: profile.clone(), reason: format!("{error:#}") }
+    }
+}
+
 impl ProfileId {
     /// The profile of a target with a baseline; only x86-64 has more than one baseline.
     pub fn new(target: Target, baseline: Baseline) -> Self {
@@ -232,7 +242,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 
 /// The one place that makes a [`Config`]. Everything here decides what code is generated, so a change of any line changes
 /// [`ProfileId`], by its number in the tunables text or by [`CONFIG_REVISION`].
-pub fn config(profile: &ProfileId) -> Config {
+fn config(profile: &ProfileId) -> wasmtime::Result<Config> {
     let (reservation, guard) = reservation_and_guard(profile.target);
     let mut config = Config::new();
     config
@@ -242,16 +252,21 @@ pub fn config(profile: &ProfileId) -> Config {
         .memory_reservation(reservation)
         .memory_guard_size(guard)
         .memory_may_move(true);
-    config
+    if profile.target.is_bytecode() {
+        // An interpreter's traps are its own; and both sides have to name it, since it is nobody's native machine.
+        config.signals_based_traps(false).target(profile.target.triple())?;
+    }
+    Ok(config)
 }
 
 /// The configuration of an engine that loads and runs, in a process with a compiler or without: it never uses one. What
 /// does not influence generated code (pools, stack sizes) may still be set on it.
-pub fn running_config() -> Config {
-    let config = config(&ProfileId::host());
+pub fn running_config() -> Result<Config, EngineError> {
+    let profile = ProfileId::host();
+    let config = config(&profile).map_err(|error| EngineError::new(&profile, &error))?;
     #[cfg(feature = "compile")]
     let config = without_compiler(config);
-    config
+    Ok(config)
 }
 
 #[cfg(feature = "compile")]
@@ -262,8 +277,16 @@ fn without_compiler(mut config: Config) -> Config {
 
 /// An engine that runs this machine's artifacts.
 pub fn engine(config: &Config) -> Result<Engine, EngineError> {
-    Engine::new(config)
-        .map_err(|error| EngineError { profile: ProfileId::host(), reason: format!("{error:#}") })
+    Engine::new(config).map_err(|error| EngineError::new(&ProfileId::host(), &error))
+}
+
+/// The configuration of an engine that compiles for a profile.
+#[cfg(feature = "compile")]
+pub(crate) fn compiling_config(profile: &ProfileId) -> wasmtime::Result<Config> {
+    let mut config = config(profile)?;
+    // Naming the target switches off what Cranelift finds out about this machine, which is not the one that will run it.
+    config.target(profile.target.triple())?;
+    Ok(config)
 }
 
 #[cfg(test)]
@@ -320,6 +343,6 @@ mod tests {
 
     #[test]
     fn an_engine_can_be_made() {
-        engine(&running_config()).unwrap();
+        engine(&running_config().unwrap()).unwrap();
     }
 }
