@@ -73,7 +73,7 @@ static MESSAGES: LazyLock<BTreeMap<&'static str, Numbers>> = LazyLock::new(|| {
 });
 
 /// Numbers and truth values that mean something when they are zero or false. Everywhere else Go's encoder writes what is merely unset.
-const MEANINGFUL_ZERO: [&str; 37] = [
+const MEANINGFUL_ZERO: [&str; 36] = [
     "activeDeadlineSeconds",
     "allocateLoadBalancerNodePorts",
     "allowPrivilegeEscalation",
@@ -110,7 +110,6 @@ const MEANINGFUL_ZERO: [&str; 37] = [
     "terminating",
     "terminationGracePeriodSeconds",
     "tolerationSeconds",
-    "containerPort",
 ];
 
 /// Decodes a body into the object that it is, `apiVersion` and `kind` included.

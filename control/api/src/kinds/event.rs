@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::check::At;
 use crate::field::FieldError;
-use crate::resource::{FieldSelector, Resource};
+use crate::resource::{Column, FieldSelector, Resource};
 use crate::strategy::{Hooks, Typed};
 use crate::table;
 
@@ -72,8 +72,6 @@ pub static RESOURCE: Resource = Resource {
     ],
     strategy: &STRATEGY,
 };
-
-use crate::resource::Column;
 
 static STRATEGY: Typed<Event> = Typed::new(Hooks { validate, ..Hooks::NONE });
 
