@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lichen_net::AddressMode;
-
-/// The longest node name: a DNS subdomain.
-const NODE_NAME_LEN_MAX: usize = 253;
+use lichen_wire::NODE_NAME_BYTES_MAX;
 
 /// Everything a node needs to know at its start.
 #[derive(Debug, Clone)]
@@ -25,6 +24,10 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// How many pods the node takes.
     pub pods_max: u32,
+    /// How long a first start tries to join.
+    pub join_timeout: Duration,
+    /// The longest grace that containers get when the agent itself is shut down; a shorter one of their own counts.
+    pub shutdown_grace: Duration,
 }
 
 impl Config {
@@ -42,6 +45,8 @@ impl Config {
             address_mode: AddressMode::Loopback,
             labels: BTreeMap::new(),
             pods_max: 110,
+            join_timeout: Duration::from_secs(60),
+            shutdown_grace: Duration::from_secs(2),
         }
     }
 
@@ -53,7 +58,7 @@ impl Config {
                 && !label.ends_with('-')
                 && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
-        if name.len() > NODE_NAME_LEN_MAX || !name.split('.').all(label_ok) {
+        if name.len() > NODE_NAME_BYTES_MAX || !name.split('.').all(label_ok) {
             return Err(StartError::NodeName(name.clone()));
         }
         Ok(())
@@ -65,8 +70,46 @@ impl Config {
 #[non_exhaustive]
 pub enum StartError {
     /// The name is no DNS subdomain.
-    #[error("node name {0:?} is not a lowercase DNS subdomain (letters, digits, '-' and '.')")]
+    #[error(
+        "node name {0:?} is not a lowercase DNS subdomain of at most {NODE_NAME_BYTES_MAX} letters, digits, '-' and '.'"
+    )]
     NodeName(String),
+    /// The checkpoint can't be opened.
+    #[error(transparent)]
+    Checkpoint(#[from] lichen_state::OpenError),
+    /// The checkpoint can't be written.
+    #[error(transparent)]
+    Commit(#[from] lichen_state::CommitError),
+    /// The data directory belongs to another node.
+    #[error("{dir} belongs to the node {found}, not to {wanted}")]
+    OtherNode {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Whose it should be.
+        wanted: String,
+    },
+    /// The node has no identity and no token to get one.
+    #[error("the node has not joined a cluster yet: start it with a join token (`lichen token create`)")]
+    NoToken,
+    /// Joining failed.
+    #[error("the node cannot join: {0}")]
+    Join(#[source] lichen_link::JoinError),
+    /// Keys or certificates can't be made or used.
+    #[error(transparent)]
+    Pki(#[from] lichen_pki::PkiError),
+    /// The runtime for components can't be started.
+    #[error("the runtime cannot be started: {0}")]
+    Runtime(#[from] lichen_workload::RuntimeError),
+    /// The data directory can't be used.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
 }
 
 #[cfg(test)]
@@ -84,5 +127,6 @@ mod tests {
         check("Edge", false);
         check("-a", false);
         check("a..b", false);
+        check(&"a".repeat(200), false);
     }
 }

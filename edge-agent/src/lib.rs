@@ -3,23 +3,104 @@
 //! [`Agent::start`] takes a plain [`Config`], joins the cluster if the data directory holds no identity yet,
 //! registers the node and keeps its pods running, with or without the control plane, until
 //! [`Agent::shutdown`].
+//!
+//! One task, the core, decides: it feeds what happens to the pods' machines and makes their state durable before
+//! it lets anything start. Everything that waits runs beside it.
 
+mod actions;
+mod artifacts;
+mod clock;
 mod config;
+mod core;
+mod env;
+mod events;
+mod exit;
+mod facts;
+mod identity;
+mod logs;
+mod node;
+mod objects;
+mod probe;
+mod uplink;
+mod volumes;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
 
 pub use config::{Config, StartError};
+use lichen_engine::ProfileId;
+use lichen_link::{Link, LinkEvent};
 pub use lichen_net::AddressMode;
+use lichen_net::{Proxy, ProxyConfig};
+use lichen_state::{Change, Checkpoint, Contents, Identity, Space};
+use lichen_wire::body::SyncPoint;
+use lichen_wire::heapless;
+use lichen_wire::keys::NodeKey;
+use lichen_wire::session::{AgentConfig, Limits, Timing};
+use lichen_workload::{Runtime, WasmConfig, WasmRuntime};
+use rand::RngExt;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+use crate::artifacts::{Artifacts, State};
+use crate::core::{Core, Parts};
+use crate::uplink::{Outbox, Uplink};
+
+/// Most answers of tasks that wait for the core; tasks wait when there are more.
+const MESSAGES_MAX: usize = 1024;
 
 /// A running node.
 pub struct Agent {
     node_name: String,
+    running: Running,
+    link: Link,
 }
 
 impl Agent {
-    /// Starts a node and returns once its local parts stand; joining and registering go on in the background
-    /// unless the data directory has no identity yet, in which case the join is awaited.
+    /// Starts a node with the runtime for components. Returns once its local parts stand: pods out of the
+    /// checkpoint come up and the node registers in the background. Without an identity in the data directory
+    /// the join is awaited first.
+    ///
+    /// # Errors
+    /// See [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
         config.validate()?;
-        Ok(Self { node_name: config.node_name })
+        let runtime = WasmRuntime::new(&WasmConfig::default(), || clock::now().into())?;
+        Self::start_with(config, Arc::new(runtime)).await
+    }
+
+    /// Starts a node with a runtime of the caller's.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_with(config: Config, runtime: Arc<dyn Runtime>) -> Result<Self, StartError> {
+        config.validate()?;
+        let (checkpoint, mut contents) = open(&config).await?;
+        let identity = match contents.identity.take() {
+            Some(identity) if identity.node_name == config.node_name => identity,
+            Some(identity) => {
+                return Err(StartError::OtherNode {
+                    dir: config.data_dir,
+                    found: identity.node_name,
+                    wanted: config.node_name,
+                });
+            }
+            None => {
+                let identity = identity::obtain(&config).await?;
+                let (checkpoint, change) = (checkpoint.clone(), Change::Identity(identity.clone()));
+                blocking(&config.data_dir, move || Ok(checkpoint.commit(&[change])?)).await?;
+                identity
+            }
+        };
+        let tls = identity::tls(&identity)?;
+        let session = session(&config, &identity, &contents);
+        let (link, events) = Link::spawn(lichen_link::Config::new(config.mqtt_addr.clone(), tls, session));
+        let node_name = config.node_name.clone();
+        let build = Build { config, runtime, checkpoint, contents, ca_pem: identity.ca_pem };
+        let running = build.run(Arc::new(link.handle()), events).await;
+        Ok(Self { node_name, running, link })
     }
 
     /// The node's name.
@@ -27,7 +108,142 @@ impl Agent {
         &self.node_name
     }
 
-    /// Stops every component with its grace and closes the checkpoint. Pods are not deleted: the next start
-    /// brings them back under the same names and UIDs.
-    pub async fn shutdown(self) {}
+    /// Stops every component with a grace, says goodbye to the control plane and closes the checkpoint. Pods are
+    /// not deleted: the next start brings them back under the same names and UIDs.
+    pub async fn shutdown(self) {
+        self.running.stop().await;
+        self.link.shutdown().await;
+    }
 }
+
+/// The parts of a node that run, whatever carries its session.
+struct Running {
+    stop: oneshot::Sender<()>,
+    core: JoinHandle<()>,
+    outbox: JoinHandle<()>,
+}
+
+impl Running {
+    async fn stop(self) {
+        // A core that is gone has stopped.
+        let _ = self.stop.send(());
+        if let Err(error) = self.core.await {
+            warn!(%error, "the agent's core did not end well");
+        }
+        self.outbox.abort();
+    }
+}
+
+/// What a node is built from, once it knows who it is.
+struct Build {
+    config: Config,
+    runtime: Arc<dyn Runtime>,
+    checkpoint: Arc<Checkpoint>,
+    contents: Contents,
+    ca_pem: String,
+}
+
+impl Build {
+    async fn run(self, uplink: Arc<dyn Uplink>, events: mpsc::Receiver<LinkEvent>) -> Running {
+        let Self { config, runtime, checkpoint, contents, ca_pem } = self;
+        sweep(&config.data_dir, &contents).await;
+        let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
+        let (connected_to, connected) = watch::channel(false);
+        let artifacts = Artifacts {
+            dir: config.data_dir.join("artifacts"),
+            profile: ProfileId::host().to_string(),
+            ca_pem,
+            uplink: uplink.clone(),
+            connected,
+            runtime: runtime.clone(),
+            checkpoint: checkpoint.clone(),
+            state: State::restore(contents.space(Space::Image)).into(),
+        };
+        let outbox = Outbox::default();
+        let reporter = tokio::spawn(outbox.clone().run(uplink));
+        let parts = Parts {
+            proxy: Proxy::new(ProxyConfig::new(config.address_mode, rand::rng().random::<u32>() as usize)),
+            config: Arc::new(config),
+            runtime,
+            artifacts: Arc::new(artifacts),
+            outbox,
+            checkpoint,
+            messages,
+            connected: connected_to,
+        };
+        let (stop, stopped) = oneshot::channel();
+        let core = tokio::spawn(Core::new(parts, &contents).run(events, inbox, stopped));
+        Running { stop, core, outbox: reporter }
+    }
+}
+
+async fn open(config: &Config) -> Result<(Arc<Checkpoint>, Contents), StartError> {
+    let dir = config.data_dir.clone();
+    blocking(&config.data_dir, move || {
+        let (checkpoint, contents) = Checkpoint::open(&dir)?;
+        Ok((Arc::new(checkpoint), contents))
+    })
+    .await
+}
+
+/// Runs what blocks on the disk.
+async fn blocking<T: Send + 'static>(
+    dir: &Path,
+    work: impl FnOnce() -> Result<T, StartError> + Send + 'static,
+) -> Result<T, StartError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StartError::Io { path: dir.to_owned(), source: std::io::Error::other(error) }),
+    }
+}
+
+fn session(config: &Config, identity: &Identity, contents: &Contents) -> AgentConfig {
+    AgentConfig {
+        node: fit(&config.node_name),
+        key: NodeKey::from_bytes(identity.session_key),
+        boot_id: rand::rng().random(),
+        agent_version: fit(env!("CARGO_PKG_VERSION")),
+        profile: fit(&ProfileId::host().to_string()),
+        epoch_seen: contents.sync.epoch,
+        synced: contents.sync.synced.map(|(incarnation, version)| SyncPoint { incarnation, version }),
+        limits: Limits::SERVER,
+        timing: Timing::DEFAULT,
+    }
+}
+
+/// As much of a text as fits; the names and versions given here do.
+fn fit<const N: usize>(text: &str) -> heapless::String<N> {
+    let mut out = heapless::String::new();
+    for character in text.chars() {
+        if out.push(character).is_err() {
+            break;
+        }
+    }
+    out
+}
+
+/// Removes what pods left behind that the checkpoint no longer knows.
+async fn sweep(dir: &Path, contents: &Contents) {
+    let known: BTreeSet<String> = contents.space(Space::Pod).map(|(uid, _)| uid.to_owned()).collect();
+    let pods = dir.join("pods");
+    let swept = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let entries = match std::fs::read_dir(&pods) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            if !known.contains(&*entry.file_name().to_string_lossy()) {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    });
+    if !matches!(swept.await, Ok(Ok(()))) {
+        warn!(dir = %dir.display(), "what earlier pods left could not be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -134,6 +134,19 @@ impl PodMachine {
         &self.state
     }
 
+    /// The status as it was last reported.
+    pub fn reported(&self) -> Option<&PodStatus> {
+        self.reported.as_ref()
+    }
+
+    /// The reason why a container waits; empty if it doesn't.
+    pub fn waiting(&self, name: &str) -> &str {
+        let status = self.reported.as_ref();
+        let all = status.into_iter().flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses));
+        let found = all.flatten().find(|c| c.name == name).and_then(|c| c.state.as_ref());
+        found.and_then(|s| s.waiting.as_ref()).and_then(|w| w.reason.as_deref()).unwrap_or_default()
+    }
+
     /// A container's state, by name, init containers included.
     pub fn container(&self, name: &str) -> Option<&ContainerState> {
         self.state.init.iter().chain(&self.state.containers).find(|c| c.name == name)

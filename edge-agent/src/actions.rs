@@ -1,0 +1,474 @@
+//! What the core does about a pod machine's commands.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use lichen_api::k8s::api::core::v1::{Container, ObjectReference, Pod};
+use lichen_api::k8s::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use lichen_api::quantity::Quantity;
+use lichen_net::{Pool, PoolError};
+use lichen_pods::{Command, Input, Life, PodEvent, Sandbox, Stage};
+use lichen_state::{Change, Space};
+use lichen_wire::report;
+use lichen_wire::stream::StreamErrorCode;
+use lichen_workload::{Artifact, ContainerId, ContainerSpec, Limits, Mount, Runtime, RuntimeError};
+use rand::RngExt;
+use tokio::sync::mpsc;
+use tracing::{debug, error, warn};
+
+use crate::clock::now;
+use crate::core::{Core, Msg};
+use crate::env::{self, Environment};
+use crate::exit::exit_of;
+use crate::facts::Facts;
+use crate::logs;
+use crate::probe;
+use crate::uplink::ByteStream;
+use crate::volumes::{self, Planned};
+
+/// The port of a request handler whose container names none.
+const PORT_DEFAULT: u16 = 8080;
+/// When routes that could not be served are tried again.
+const ROUTES_RETRY: SignedDuration = SignedDuration::from_secs(15);
+
+impl Core {
+    /// Carries out a command. What takes time goes on in a task.
+    pub(crate) fn execute(&mut self, uid: &str, command: Command) {
+        match command {
+            Command::SetUp => self.set_up(uid),
+            Command::Prepare { container, image, policy, .. } => {
+                let (artifacts, messages) = (self.artifacts.clone(), self.messages.clone());
+                let uid = uid.to_owned();
+                self.tasks.spawn(async move {
+                    let pulling = || {
+                        let input = Input::Pulling { container: container.clone() };
+                        // It makes an event only, so a full queue may lose it.
+                        let _ = messages.try_send(Msg::Step(uid.clone(), input));
+                    };
+                    let result = artifacts.prepare(&image, policy, pulling).await;
+                    answer(&messages, Msg::Prepared { uid, container, result }).await;
+                });
+            }
+            Command::Configure { container } => self.configure(uid, &container),
+            Command::Start { container, attempt } => self.start(uid, &container, attempt),
+            Command::Stop { container, attempt, grace_s } => {
+                let Ok(id) = ContainerId::of_attempt(uid, &container, attempt) else { return };
+                let (runtime, messages, uid) = (self.runtime.clone(), self.messages.clone(), uid.to_owned());
+                self.tasks.spawn(async move {
+                    let exit = match runtime.stop(&id, Duration::from_secs(grace_s.into())).await {
+                        Ok(exit) => exit,
+                        Err(RuntimeError::NotFound(_)) => lichen_workload::Exit::Lost,
+                        // It is not said to have ended while it may not have: its exit will say so itself.
+                        Err(error) => return error!(%id, %error, "a container could not be stopped"),
+                    };
+                    let input = Input::Exited { container, attempt, exit: exit_of(&exit) };
+                    answer(&messages, Msg::Step(uid, input)).await;
+                });
+            }
+            Command::Probe { container, attempt, kind, target, timeout_s } => {
+                let ip = self.facts(uid).pod_ip;
+                let (mode, messages, uid) =
+                    (self.config.address_mode, self.messages.clone(), uid.to_owned());
+                self.tasks.spawn(async move {
+                    let result = probe::run(&target, &ip, mode, Duration::from_secs(timeout_s.into())).await;
+                    answer(&messages, Msg::Step(uid, Input::Probed { container, attempt, kind, result })).await;
+                });
+            }
+            Command::Report(status) => {
+                let Some(entry) = self.entries.get(uid) else { return };
+                let meta = &entry.machine.pod().metadata;
+                let pod = Pod {
+                    metadata: ObjectMeta {
+                        name: meta.name.clone(),
+                        namespace: meta.namespace.clone(),
+                        uid: meta.uid.clone(),
+                        ..Default::default()
+                    },
+                    spec: None,
+                    status: Some(*status),
+                };
+                self.report(report::POD, &entry.key, uid, &pod);
+            }
+            Command::Event(event) => self.pod_event(uid, event),
+            Command::Release => self.release(uid),
+            Command::Gone { confirm } => self.gone(uid, confirm),
+        }
+    }
+
+    /// What the pod may be told about itself and the node.
+    fn facts(&self, uid: &str) -> Facts {
+        let ip = self.addresses.get(uid).map(ToString::to_string).unwrap_or_default();
+        Facts {
+            node_name: self.config.node_name.clone(),
+            pod_ip: ip,
+            host_ip: self.pool.as_ref().map(|pool| pool.node().to_string()).unwrap_or_default(),
+            allocatable: self.machine.allocatable(self.config.pods_max),
+        }
+    }
+
+    /// Takes up the range of pod addresses that the control plane gave the node.
+    pub(crate) fn set_pool(&mut self) {
+        let Some(cidr) = self.objects.pod_cidr() else { return };
+        if self.pool.as_ref().is_some_and(|pool| pool.cidr() == cidr) {
+            return;
+        }
+        match Pool::new(cidr) {
+            Ok(mut pool) => {
+                self.addresses.retain(|uid, ip| pool.restore(uid, *ip));
+                self.pool = Some(pool);
+            }
+            Err(error) => error!(%error, "the node's pod CIDR is not usable"),
+        }
+    }
+
+    fn assign(&mut self, uid: &str) -> Result<(), String> {
+        let pool = self.pool.as_mut().ok_or("the node has not been given a range of pod addresses yet")?;
+        let ip = pool.assign(uid).map_err(|error: PoolError| error.to_string())?;
+        if self.addresses.insert(uid.to_owned(), ip) != Some(ip) {
+            self.changes.push(Change::Put(Space::Address, uid.to_owned(), ip.to_string().into_bytes()));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, uid: &str) {
+        if let Some(pool) = &mut self.pool {
+            pool.release(uid);
+        }
+        if self.addresses.remove(uid).is_some() {
+            self.changes.push(Change::Remove(Space::Address, uid.to_owned()));
+        }
+    }
+
+    fn set_up(&mut self, uid: &str) {
+        if let Err(message) = self.assign(uid) {
+            let input = Input::SandboxFailed { reason: "FailedCreatePodSandBox", message };
+            return self.inputs.push_back((uid.to_owned(), input));
+        }
+        match self.plan(uid) {
+            Some(Ok(planned)) => self.write_volumes(uid, planned, true),
+            Some(Err(message)) => {
+                let input = Input::SandboxFailed { reason: "FailedMount", message };
+                self.inputs.push_back((uid.to_owned(), input));
+            }
+            None => {}
+        }
+    }
+
+    fn plan(&self, uid: &str) -> Option<Result<Vec<Planned>, String>> {
+        let entry = self.entries.get(uid)?;
+        Some(volumes::plan(entry.machine.pod(), &self.objects, &self.facts(uid)))
+    }
+
+    fn write_volumes(&mut self, uid: &str, planned: Vec<Planned>, set_up: bool) {
+        let root = self.pod_dir(uid).join("volumes");
+        let facts = self.facts(uid);
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        entry.planned = (entry.planned.0 + 1, planned.clone());
+        let (number, written) = (entry.planned.0, entry.written.clone());
+        let (messages, uid) = (self.messages.clone(), uid.to_owned());
+        self.tasks.spawn(async move {
+            let result = tokio::task::spawn_blocking(move || {
+                let mut last = written.lock().unwrap_or_else(PoisonError::into_inner);
+                if *last > number {
+                    return Ok(());
+                }
+                volumes::write(&root, &planned).inspect(|()| *last = number)
+            });
+            let input = match result.await.map_err(std::io::Error::other).and_then(|r| r) {
+                Ok(()) if set_up => {
+                    Input::SandboxReady { pod_ip: facts.pod_ip, host_ip: facts.host_ip }
+                }
+                Ok(()) => return,
+                Err(error) if set_up => {
+                    Input::SandboxFailed { reason: "FailedMount", message: format!("the node's disk: {error}") }
+                }
+                Err(error) => return warn!(uid, %error, "a pod's volumes could not be brought up to date"),
+            };
+            answer(&messages, Msg::Step(uid, input)).await;
+        });
+    }
+
+    fn configure(&mut self, uid: &str, name: &str) {
+        let facts = self.facts(uid);
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let Some(container) = find(entry.machine.pod(), name) else { return };
+        let container_name = name.to_owned();
+        let input = match env::environment(entry.machine.pod(), container, &self.objects, &facts) {
+            Ok(environment) => {
+                entry.environments.insert(name.to_owned(), environment);
+                Input::ConfigReady { container: container_name }
+            }
+            Err(message) => Input::ConfigMissing { container: container_name, message },
+        };
+        self.inputs.push_back((uid.to_owned(), input));
+    }
+
+    /// Configuration or the node changed: pods that wait for it are tried again, volumes follow it.
+    pub(crate) fn refresh(&mut self) {
+        for uid in self.entries.keys().cloned().collect::<Vec<_>>() {
+            let Some(entry) = self.entries.get(&uid) else { continue };
+            let state = entry.machine.state();
+            if state.life != Life::Active {
+                continue;
+            }
+            let waiting: Vec<String> = state
+                .init
+                .iter()
+                .chain(&state.containers)
+                .filter(|c| matches!(c.stage, Stage::ConfigMissing { .. }))
+                .map(|c| c.name.clone())
+                .collect();
+            match state.sandbox {
+                Sandbox::Failed { .. } => self.set_up(&uid),
+                Sandbox::Ready if volumes::can_change(entry.machine.pod()) => match self.plan(&uid) {
+                    // A volume whose source is gone stays as it was.
+                    Some(Ok(planned)) if planned != self.entries[&uid].planned.1 => {
+                        self.write_volumes(&uid, planned, false);
+                    }
+                    _ => {}
+                },
+                _ => {}
+            }
+            for container in waiting {
+                self.configure(&uid, &container);
+            }
+        }
+    }
+
+    fn start(&mut self, uid: &str, name: &str, attempt: u32) {
+        let failed = |message: String| Input::StartFailed { container: name.to_owned(), attempt, message };
+        let spec = match self.spec(uid, name, attempt) {
+            Ok(spec) => spec,
+            Err(message) => return self.inputs.push_back((uid.to_owned(), failed(message))),
+        };
+        let id = spec.id.clone();
+        self.ids.insert(id.clone(), (uid.to_owned(), name.to_owned(), attempt));
+        let outdated = attempt.checked_sub(2).and_then(|old| ContainerId::of_attempt(uid, name, old).ok());
+        if let Some(old) = &outdated {
+            self.ids.remove(old);
+        }
+        let outdated = outdated.map(|old| (old, self.log_path(uid, name, attempt - 2)));
+        let (runtime, messages) = (self.runtime.clone(), self.messages.clone());
+        let (uid, container) = (uid.to_owned(), name.to_owned());
+        let wasm_id = format!("{}://{id}", runtime.name());
+        self.tasks.spawn(async move {
+            let input = match launch(runtime.as_ref(), spec).await {
+                Ok(()) => Input::Started { container, attempt, container_id: wasm_id },
+                Err(error) => Input::StartFailed { container, attempt, message: error.to_string() },
+            };
+            answer(&messages, Msg::Step(uid, input)).await;
+            // The attempt before this one keeps its log; the one before that is of no use to anybody.
+            if let Some((old, log)) = outdated {
+                if let Err(error) = runtime.remove(&old).await {
+                    debug!(%old, %error, "an old attempt is not known any more");
+                }
+                let _ = tokio::fs::remove_file(log).await;
+            }
+        });
+    }
+
+    fn spec(&self, uid: &str, name: &str, attempt: u32) -> Result<ContainerSpec, String> {
+        let entry = self.entries.get(uid).ok_or("the pod is gone")?;
+        let pod = entry.machine.pod();
+        let container = find(pod, name).ok_or("the container is gone")?;
+        let artifact: Artifact = entry.artifacts.get(name).cloned().ok_or("its artifact is not loaded")?;
+        let env: Environment = entry.environments.get(name).cloned().ok_or("it is not configured")?;
+        let ip = self.addresses.get(uid).copied().ok_or("the pod has no address")?;
+        let ip = self.config.address_mode.map(ip);
+        let ports = container.ports.iter().flatten();
+        let tcp = ports.filter(|p| p.protocol.as_deref().is_none_or(|p| p == "TCP"));
+        let mut serve: Vec<SocketAddr> = tcp
+            .filter_map(|p| Some(SocketAddr::from((ip, u16::try_from(p.container_port).ok()?))))
+            .collect();
+        if serve.is_empty() {
+            serve.push(SocketAddr::from((ip, PORT_DEFAULT)));
+        }
+        Ok(ContainerSpec {
+            id: ContainerId::of_attempt(uid, name, attempt).map_err(|error| error.to_string())?,
+            artifact,
+            args: env::arguments(container, &env),
+            env,
+            mounts: self.mounts(uid, pod, container)?,
+            limits: limits(container)?,
+            serve,
+            log: self.log_path(uid, name, attempt),
+        })
+    }
+
+    fn mounts(&self, uid: &str, pod: &Pod, container: &Container) -> Result<Vec<Mount>, String> {
+        let root = self.pod_dir(uid).join("volumes");
+        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
+        let writable = |name: &str| {
+            volumes.into_iter().flatten().any(|volume| volume.name == name && volume.empty_dir.is_some())
+        };
+        let mounts = container.volume_mounts.iter().flatten();
+        mounts
+            .map(|mount| {
+                let mut host = root.join(&mount.name);
+                if let Some(below) = mount.sub_path.as_deref().filter(|path| !path.is_empty()) {
+                    if below.split('/').any(|part| part == "..") || below.starts_with('/') {
+                        return Err(format!("subPath {below:?} does not stay inside its volume"));
+                    }
+                    host.push(below);
+                    if !host.is_dir() {
+                        return Err(format!("subPath {below:?} is no directory: components see directories only"));
+                    }
+                }
+                let read_only = mount.read_only == Some(true) || !writable(&mount.name);
+                Ok(Mount { host, guest: mount.mount_path.clone(), read_only })
+            })
+            .collect()
+    }
+
+    fn log_path(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
+        self.pod_dir(uid).join("logs").join(container).join(format!("{attempt}.log"))
+    }
+
+    fn gone(&mut self, uid: &str, confirm: bool) {
+        let Some(entry) = self.entries.remove(uid) else { return };
+        self.release(uid);
+        self.changes.push(Change::Remove(Space::Pod, uid.to_owned()));
+        if confirm {
+            self.changes.push(Change::Put(Space::Gone, uid.to_owned(), entry.key.clone().into_bytes()));
+            self.gone.insert(uid.to_owned(), entry.key);
+            self.report_gone(uid);
+        }
+        let ids: Vec<ContainerId> =
+            self.ids.iter().filter(|(_, (of, ..))| of == uid).map(|(id, _)| id.clone()).collect();
+        for id in &ids {
+            self.ids.remove(id);
+        }
+        let (runtime, dir) = (self.runtime.clone(), self.pod_dir(uid));
+        self.tasks.spawn(async move {
+            for id in ids {
+                if let Err(error) = runtime.remove(&id).await {
+                    debug!(%id, %error, "a container of a pod that is gone is not known any more");
+                }
+            }
+            if let Err(error) = tokio::fs::remove_dir_all(&dir).await
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                warn!(dir = %dir.display(), %error, "what a pod left could not be removed");
+            }
+        });
+    }
+
+    fn pod_event(&mut self, uid: &str, event: PodEvent) {
+        let Some(entry) = self.entries.get(uid) else { return };
+        let meta = &entry.machine.pod().metadata;
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: meta.name.clone(),
+            namespace: meta.namespace.clone(),
+            uid: meta.uid.clone(),
+            field_path: event.field_path,
+            ..Default::default()
+        };
+        self.event(about, (event.kind.as_str(), event.reason, event.message));
+    }
+
+    fn event(&mut self, about: ObjectReference, what: (&str, &str, String)) {
+        let random = rand::rng().random();
+        let (key, event) = self.recorder.record(about, what, &self.config.node_name, now(), random);
+        self.report(report::EVENT, &key, "", &event);
+    }
+
+    /// Makes the proxy serve what the table says.
+    pub(crate) fn apply_routes(&mut self) {
+        let errors = self.proxy.apply(&self.objects.table.routes());
+        if errors.is_empty() {
+            return;
+        }
+        self.routes_retry = Some(now().saturating_add(ROUTES_RETRY).unwrap_or(Timestamp::MAX));
+        for error in errors {
+            warn!(%error, "a service is not served on this node");
+            let about = ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Node".to_owned()),
+                name: Some(self.config.node_name.clone()),
+                ..Default::default()
+            };
+            self.event(about, ("Warning", "ServiceNotServed", error.to_string()));
+        }
+    }
+
+    /// The gateway opened a stream.
+    pub(crate) fn on_stream(&mut self, request: &[u8], stream: Box<dyn ByteStream>) {
+        match logs::read(request).and_then(|request| self.wanted(request)) {
+            Ok(wanted) => {
+                let runtime = self.runtime.clone();
+                self.tasks.spawn(logs::serve(wanted, runtime, stream));
+            }
+            Err((code, message)) => logs::refuse(stream, code, &message),
+        }
+    }
+
+    fn wanted(&self, request: logs::Request) -> Result<logs::Wanted, logs::Refusal> {
+        let logs::Request { key, uid, container, previous, options } = request;
+        let name = key.split_once('/').map_or(key.as_str(), |(_, name)| name);
+        let entry = self.entries.get(&uid).filter(|entry| entry.key == key);
+        let entry = entry
+            .ok_or_else(|| (StreamErrorCode::NotFound, format!("pod {name:?} is not on this node any more")))?;
+        let state = entry.machine.container(&container).ok_or_else(|| {
+            (StreamErrorCode::Invalid, format!("container {container} is not valid for pod {name}"))
+        })?;
+        let attempt = match (previous, state.starts) {
+            (false, 0) => {
+                let text = format!("container {container:?} in pod {name:?} is waiting to start");
+                return Err((StreamErrorCode::Invalid, format!("{text}: {}", entry.machine.waiting(&container))));
+            }
+            (false, starts) => starts - 1,
+            (true, starts @ 2..) => starts - 2,
+            (true, _) => {
+                let text = format!("previous terminated container {container:?} in pod {name:?} not found");
+                return Err((StreamErrorCode::Invalid, text));
+            }
+        };
+        let id = ContainerId::of_attempt(&uid, &container, attempt)
+            .map_err(|error| (StreamErrorCode::Invalid, error.to_string()))?;
+        let path = self.log_path(&uid, &container, attempt);
+        Ok(logs::Wanted { id, path, options })
+    }
+}
+
+/// Creates and starts a container.
+async fn launch(runtime: &dyn Runtime, spec: ContainerSpec) -> Result<(), RuntimeError> {
+    let io_error = |source| RuntimeError::Io { context: "making the log's directory".to_owned(), source };
+    if let Some(dir) = spec.log.parent() {
+        tokio::fs::create_dir_all(dir).await.map_err(io_error)?;
+    }
+    let id = spec.id.clone();
+    runtime.create(spec).await?;
+    let started = runtime.start(&id).await;
+    if started.is_err() {
+        // The error that matters is the one of the start.
+        let _ = runtime.remove(&id).await;
+    }
+    started
+}
+
+/// Answers the core; when it is gone, nobody is there to care.
+async fn answer(messages: &mpsc::Sender<Msg>, message: Msg) {
+    let _ = messages.send(message).await;
+}
+
+fn find<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name)
+}
+
+fn limits(container: &Container) -> Result<Limits, String> {
+    let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
+    let amount = |name: &str| -> Result<Option<Quantity>, String> {
+        let Some(text) = limits.and_then(|limits| limits.get(name)) else { return Ok(None) };
+        text.0.parse().map(Some).map_err(|_| format!("the limit of {name} is no quantity: {:?}", text.0))
+    };
+    Ok(Limits {
+        memory_bytes: amount("memory")?.and_then(|memory| u64::try_from(memory.units()).ok()),
+        cpu_millis: amount("cpu")?.and_then(|cpu| u32::try_from(cpu.milli()).ok()),
+    })
+}

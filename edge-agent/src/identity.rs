@@ -1,0 +1,99 @@
+//! Who the node is: out of the checkpoint, or by joining with a token.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use lichen_link::{JoinConfig, JoinError, join};
+use lichen_pki::{ClientTrust, Credentials, Request, client_config};
+use lichen_state::Identity;
+use lichen_wire::join::{JoinError as Exchange, Refusal, Token};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::config::{Config, StartError};
+
+/// How long one attempt to join may take.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// The pause between attempts.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// Joins the cluster that the configuration's token names.
+pub(crate) async fn obtain(config: &Config) -> Result<Identity, StartError> {
+    let token = config.token.as_deref().ok_or(StartError::NoToken)?;
+    let token: Token = token.trim().parse().map_err(|error| StartError::Join(JoinError::Exchange(error)))?;
+    // One request for all attempts: if a reply was lost, the same request may be made again.
+    let request = Request::new()?;
+    let tls = Arc::new(client_config(&ClientTrust::Pinned(*token.ca_digest()), None)?);
+    let until = Instant::now() + config.join_timeout;
+    let outcome = loop {
+        let attempt = JoinConfig {
+            broker: config.mqtt_addr.clone(),
+            server_name: None,
+            tls: tls.clone(),
+            token: token.clone(),
+            node: config.node_name.clone(),
+            csr: request.csr_der.clone(),
+            timeout: ATTEMPT,
+        };
+        match join(attempt).await {
+            Ok(outcome) => break outcome,
+            Err(error) if may_pass(&error) && Instant::now() < until => {
+                warn!(%error, "joining failed and is tried again");
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(StartError::Join(error)),
+        }
+    };
+    info!(node = config.node_name, "joined the cluster");
+    let certificate_pem = String::from_utf8(outcome.certificate)
+        .map_err(|_| StartError::Join(JoinError::Exchange(Exchange::Mismatch)))?;
+    Ok(Identity {
+        node_name: config.node_name.clone(),
+        certificate_pem,
+        key_pem: request.key_pem,
+        ca_pem: pem(&outcome.ca),
+        session_key: *outcome.key.as_bytes(),
+    })
+}
+
+/// Whether the same could succeed a little later.
+fn may_pass(error: &JoinError) -> bool {
+    match error {
+        JoinError::Connect { .. } | JoinError::Timeout(_) => true,
+        JoinError::Exchange(Exchange::Refused(reason)) => *reason == Refusal::Unavailable,
+        JoinError::Exchange(_) => false,
+    }
+}
+
+/// TLS with the node's certificate.
+pub(crate) fn tls(identity: &Identity) -> Result<Arc<rustls::ClientConfig>, StartError> {
+    let credentials =
+        Credentials { chain_pem: identity.certificate_pem.clone(), key_pem: identity.key_pem.clone() };
+    let trust = ClientTrust::Authority(identity.ca_pem.clone());
+    Ok(Arc::new(client_config(&trust, Some(&credentials))?))
+}
+
+fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        // Base64 is ASCII, so any cut is between characters.
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem + "-----END CERTIFICATE-----\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_as_pem_is_the_same_certificate() {
+        let authority = lichen_pki::Authority::new().expect("an authority");
+        let pem = pem(authority.ca_der());
+        assert_eq!(lichen_pki::digest_of_pem(&pem).expect("reads"), authority.ca_digest());
+    }
+}
