@@ -70,11 +70,11 @@ impl Core {
             }
             Command::Probe { container, attempt, kind, target, timeout_s } => {
                 let ip = self.facts(uid).pod_ip;
-                let (mode, messages, uid) =
-                    (self.config.address_mode, self.messages.clone(), uid.to_owned());
+                let (mode, messages, uid) = (self.config.address_mode, self.messages.clone(), uid.to_owned());
                 self.tasks.spawn(async move {
                     let result = probe::run(&target, &ip, mode, Duration::from_secs(timeout_s.into())).await;
-                    answer(&messages, Msg::Step(uid, Input::Probed { container, attempt, kind, result })).await;
+                    answer(&messages, Msg::Step(uid, Input::Probed { container, attempt, kind, result }))
+                        .await;
                 });
             }
             Command::Report(status) => {
@@ -178,13 +178,12 @@ impl Core {
                 volumes::write(&root, &planned).inspect(|()| *last = number)
             });
             let input = match result.await.map_err(std::io::Error::other).and_then(|r| r) {
-                Ok(()) if set_up => {
-                    Input::SandboxReady { pod_ip: facts.pod_ip, host_ip: facts.host_ip }
-                }
+                Ok(()) if set_up => Input::SandboxReady { pod_ip: facts.pod_ip, host_ip: facts.host_ip },
                 Ok(()) => return,
-                Err(error) if set_up => {
-                    Input::SandboxFailed { reason: "FailedMount", message: format!("the node's disk: {error}") }
-                }
+                Err(error) if set_up => Input::SandboxFailed {
+                    reason: "FailedMount",
+                    message: format!("the node's disk: {error}"),
+                },
                 Err(error) => return warn!(uid, %error, "a pod's volumes could not be brought up to date"),
             };
             answer(&messages, Msg::Step(uid, input)).await;
@@ -280,9 +279,8 @@ impl Core {
         let ip = self.config.address_mode.map(ip);
         let ports = container.ports.iter().flatten();
         let tcp = ports.filter(|p| p.protocol.as_deref().is_none_or(|p| p == "TCP"));
-        let mut serve: Vec<SocketAddr> = tcp
-            .filter_map(|p| Some(SocketAddr::from((ip, u16::try_from(p.container_port).ok()?))))
-            .collect();
+        let mut serve: Vec<SocketAddr> =
+            tcp.filter_map(|p| Some(SocketAddr::from((ip, u16::try_from(p.container_port).ok()?)))).collect();
         if serve.is_empty() {
             serve.push(SocketAddr::from((ip, PORT_DEFAULT)));
         }
@@ -314,7 +312,9 @@ impl Core {
                     }
                     host.push(below);
                     if !host.is_dir() {
-                        return Err(format!("subPath {below:?} is no directory: components see directories only"));
+                        return Err(format!(
+                            "subPath {below:?} is no directory: components see directories only"
+                        ));
                     }
                 }
                 let read_only = mount.read_only == Some(true) || !writable(&mount.name);
@@ -411,15 +411,19 @@ impl Core {
         let logs::Request { key, uid, container, previous, options } = request;
         let name = key.split_once('/').map_or(key.as_str(), |(_, name)| name);
         let entry = self.entries.get(&uid).filter(|entry| entry.key == key);
-        let entry = entry
-            .ok_or_else(|| (StreamErrorCode::NotFound, format!("pod {name:?} is not on this node any more")))?;
+        let entry = entry.ok_or_else(|| {
+            (StreamErrorCode::NotFound, format!("pod {name:?} is not on this node any more"))
+        })?;
         let state = entry.machine.container(&container).ok_or_else(|| {
             (StreamErrorCode::Invalid, format!("container {container} is not valid for pod {name}"))
         })?;
         let attempt = match (previous, state.starts) {
             (false, 0) => {
                 let text = format!("container {container:?} in pod {name:?} is waiting to start");
-                return Err((StreamErrorCode::Invalid, format!("{text}: {}", entry.machine.waiting(&container))));
+                return Err((
+                    StreamErrorCode::Invalid,
+                    format!("{text}: {}", entry.machine.waiting(&container)),
+                ));
             }
             (false, starts) => starts - 1,
             (true, starts @ 2..) => starts - 2,

@@ -86,8 +86,8 @@ pub(crate) struct State {
 impl State {
     /// Takes up what the checkpoint holds. A record that can't be read is pulled anew.
     pub(crate) fn restore<'a>(entries: impl Iterator<Item = (&'a str, &'a [u8])>) -> Self {
-        let records =
-            entries.filter_map(|(image, bytes)| Some((image.to_owned(), serde_cbor::from_slice(bytes).ok()?)));
+        let records = entries
+            .filter_map(|(image, bytes)| Some((image.to_owned(), serde_cbor::from_slice(bytes).ok()?)));
         Self { records: records.collect(), ..Self::default() }
     }
 }
@@ -185,7 +185,8 @@ impl Artifacts {
 
     fn check_signature(&self, record: &Record) -> Result<(), Failure> {
         let text = statement(&record.component, &self.profile, &record.sha256, record.len);
-        let text = text.ok_or_else(|| (ImageFailure::Pull, "the engine profile's name is too long".to_owned()))?;
+        let text =
+            text.ok_or_else(|| (ImageFailure::Pull, "the engine profile's name is too long".to_owned()))?;
         lichen_pki::verify(&self.ca_pem, ARTIFACT_SIGNING_CONTEXT, &text, &record.signature)
             .map_err(|error| (ImageFailure::Pull, format!("the artifact is refused: {error}")))
     }
@@ -215,12 +216,13 @@ impl Artifacts {
     }
 
     async fn keep(&self, image: &str, record: &Record) {
-        let mut state = self.state();
-        state.verified.insert(record.sha256);
-        let same = state.records.insert(image.to_owned(), record.clone()).as_ref() == Some(record);
-        drop(state);
+        let before = {
+            let mut state = self.state();
+            state.verified.insert(record.sha256);
+            state.records.insert(image.to_owned(), record.clone())
+        };
         let Ok(bytes) = serde_cbor::to_vec(record) else { return };
-        if same {
+        if before.as_ref() == Some(record) {
             return;
         }
         let checkpoint = self.checkpoint.clone();
@@ -237,9 +239,10 @@ impl Artifacts {
         tokio::fs::create_dir_all(&self.dir).await?;
         let (kept, offset) = part.kept().await;
         let mut request = vec![0; REQUEST_BYTES_MAX];
-        let len = StreamRequest::Artifact { image, profile: &self.profile, offset }
-            .write(&mut request)
-            .map_err(|_| Broken::Failed((ImageFailure::InvalidName, "the reference is too long".to_owned())))?;
+        let len =
+            StreamRequest::Artifact { image, profile: &self.profile, offset }.write(&mut request).map_err(
+                |_| Broken::Failed((ImageFailure::InvalidName, "the reference is too long".to_owned())),
+            )?;
         request.truncate(len);
         let mut stream = self.uplink.open(request).await.map_err(|error| Broken::Lost(error.to_string()))?;
         let mut buffer = BytesMut::new();
@@ -259,7 +262,10 @@ impl Artifacts {
                 Ok(None) => buffer.extend_from_slice(&next(stream.as_mut()).await?),
                 Err(error) => {
                     stream.reset("the artifact's head can't be read");
-                    return Err(Broken::Failed((ImageFailure::Pull, format!("the artifact's head: {error}"))));
+                    return Err(Broken::Failed((
+                        ImageFailure::Pull,
+                        format!("the artifact's head: {error}"),
+                    )));
                 }
             }
         };
@@ -298,7 +304,10 @@ impl Artifacts {
             if have > record.len {
                 stream.reset("more bytes than announced");
                 part.discard().await;
-                return Err(Broken::Failed((ImageFailure::Pull, "the artifact is longer than announced".into())));
+                return Err(Broken::Failed((
+                    ImageFailure::Pull,
+                    "the artifact is longer than announced".into(),
+                )));
             }
             file.write_all(&chunk).await?;
             if have == record.len {
@@ -317,7 +326,8 @@ impl Artifacts {
         file.sync_all().await?;
         drop(file);
         let path = part.data.clone();
-        let found = tokio::task::spawn_blocking(move || digest_file(&path)).await.map_err(io::Error::other)??;
+        let found =
+            tokio::task::spawn_blocking(move || digest_file(&path)).await.map_err(io::Error::other)??;
         if found != (record.sha256, record.len) {
             part.discard().await;
             let text = format!("the artifact's digest is {}, not {}", hex(&found.0), hex(&record.sha256));

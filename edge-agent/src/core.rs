@@ -198,9 +198,10 @@ impl Core {
                 self.changes.push(Change::Remove(Space::Pod, uid));
             }
         }
-        let kept: BTreeSet<String> = self.addresses.keys().cloned().collect();
-        for uid in kept.into_iter().filter(|uid| !self.entries.contains_key(uid)) {
-            self.release(&uid);
+        for uid in self.addresses.keys().cloned().collect::<Vec<_>>() {
+            if !self.entries.contains_key(&uid) {
+                self.release(&uid);
+            }
         }
     }
 

@@ -92,7 +92,9 @@ fn referenced(
         let optional = reference.optional == Some(true);
         let name = format!("{namespace}/{}", reference.name);
         let value = match objects.secrets.get(&name) {
-            Some(secret) => secret.data.as_ref().and_then(|data| data.get(&reference.key)).map(|v| text(&v.0)),
+            Some(secret) => {
+                secret.data.as_ref().and_then(|data| data.get(&reference.key)).map(|v| text(&v.0))
+            }
             None if optional => None,
             None => return Err(format!("secret {:?} not found", reference.name)),
         };
@@ -202,7 +204,11 @@ mod tests {
                 "ns/my-web",
                 json!({ "spec": { "clusterIP": "10.96.0.9", "ports": [{ "name": "http", "port": 80 }] } }),
             ),
-            ("Service", "other/x", json!({ "spec": { "clusterIP": "10.96.0.8", "ports": [{ "port": 80 }] } })),
+            (
+                "Service",
+                "other/x",
+                json!({ "spec": { "clusterIP": "10.96.0.8", "ports": [{ "port": 80 }] } }),
+            ),
         ] {
             objects.put(kind, key, &serde_cbor::to_vec(&value).expect("encodes")).expect("reads");
         }
@@ -232,7 +238,10 @@ mod tests {
         check(from(json!({ "configMapKeyRef": { "name": "cm", "key": "a" } })), Ok(&["X=1"]));
         check(from(json!({ "secretKeyRef": { "name": "s", "key": "k" } })), Ok(&["X=hi"]));
         check(from(json!({ "fieldRef": { "fieldPath": "metadata.name" } })), Ok(&["X=p"]));
-        check(from(json!({ "configMapKeyRef": { "name": "no", "key": "a" } })), Err("configmap \"no\" not found"));
+        check(
+            from(json!({ "configMapKeyRef": { "name": "no", "key": "a" } })),
+            Err("configmap \"no\" not found"),
+        );
         check(
             from(json!({ "configMapKeyRef": { "name": "cm", "key": "z" } })),
             Err("couldn't find key z in ConfigMap ns/cm"),
@@ -265,9 +274,14 @@ mod tests {
     #[test]
     fn expansion() {
         let env: BTreeMap<String, String> = [("A".to_owned(), "x".to_owned())].into();
-        for (text, expect) in
-            [("$(A)", "x"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("a$", "a$"), ("$(A", "$(A"), ("$A$$", "$A$")]
-        {
+        for (text, expect) in [
+            ("$(A)", "x"),
+            ("$$(A)", "$(A)"),
+            ("$(B)", "$(B)"),
+            ("a$", "a$"),
+            ("$(A", "$(A"),
+            ("$A$$", "$A$"),
+        ] {
             assert_eq!(expand(text, &env), expect, "{text}");
         }
     }

@@ -40,8 +40,12 @@ impl Recorder {
         random: u64,
     ) -> (String, Event) {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let identity =
-            (text(&about.uid) + &text(&about.name), text(&about.field_path), reason.to_owned(), message.clone());
+        let identity = (
+            text(&about.uid) + &text(&about.name),
+            text(&about.field_path),
+            reason.to_owned(),
+            message.clone(),
+        );
         self.order += 1;
         let order = self.order;
         let known = self.known.entry(identity).or_insert_with(|| Known {
@@ -56,7 +60,11 @@ impl Recorder {
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let key = format!("{namespace}/{}", known.name);
         let event = Event {
-            metadata: ObjectMeta { name: Some(known.name.clone()), namespace: Some(namespace), ..Default::default() },
+            metadata: ObjectMeta {
+                name: Some(known.name.clone()),
+                namespace: Some(namespace),
+                ..Default::default()
+            },
             involved_object: about,
             type_: Some(kind.to_owned()),
             reason: Some(reason.to_owned()),

@@ -48,9 +48,8 @@ pub(crate) fn read(request: &[u8]) -> Result<Request, Refusal> {
             previous,
             limit_bytes,
         }) => {
-            let since = since_unix_ms.map(|ms| {
-                SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0))
-            });
+            let since = since_unix_ms
+                .map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
             Ok(Request {
                 key: format!("{namespace}/{pod}"),
                 uid: uid.to_owned(),

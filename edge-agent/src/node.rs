@@ -5,12 +5,11 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use jiff::Timestamp;
-use lichen_api::k8s::api::core::v1::{
-    Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo,
-};
+use lichen_api::k8s::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo};
 use lichen_api::k8s::apimachinery::pkg::api::resource::Quantity;
 use lichen_api::k8s::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use sysinfo::{Disks, MemoryRefreshKind, RefreshKind, System};
+use tracing::warn;
 
 use crate::config::Config;
 
@@ -35,28 +34,29 @@ impl Machine {
     /// Looks at the machine. `dir` tells which disk counts.
     pub(crate) fn look(dir: &Path) -> Self {
         let kind = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
-        let system = System::new_with_specifics(kind);
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-        let disks = Disks::new_with_refreshed_list();
-        let disk = disks
+        // A machine that won't tell is a machine with nothing to give.
+        let disks = Disks::new_with_refreshed_list().inspect_err(|error| warn!(%error, "no disk is known"));
+        let (disk_bytes, disk_free_bytes) = disks
             .iter()
+            .flat_map(|disks| disks.iter())
             .filter(|disk| dir.starts_with(disk.mount_point()))
-            .max_by_key(|disk| disk.mount_point().components().count());
-        // A container's own limit is what it has, whatever the machine has.
-        let (total, available) = match system.cgroup_limits() {
-            Some(limits) if limits.total_memory > 0 => {
-                (limits.total_memory.min(system.total_memory()), limits.free_memory.min(system.available_memory()))
+            .max_by_key(|disk| disk.mount_point().components().count())
+            .map_or((0, 0), |disk| (disk.total_space(), disk.available_space()));
+        let system =
+            System::new_with_specifics(kind).inspect_err(|error| warn!(%error, "no memory is known"));
+        let (memory_bytes, memory_available_bytes) = system.map_or((0, 0), |system| {
+            // A container's own limit is what it has, whatever the machine has.
+            match system.cgroup_limits() {
+                Some(limits) if limits.total_memory > 0 => (
+                    limits.total_memory.min(system.total_memory()),
+                    limits.free_memory.min(system.available_memory()),
+                ),
+                _ => (system.total_memory(), system.available_memory()),
             }
-            _ => (system.total_memory(), system.available_memory()),
-        };
-        Self {
-            cpus,
-            memory_bytes: total,
-            memory_available_bytes: available,
-            disk_bytes: disk.map_or(0, sysinfo::Disk::total_space),
-            disk_free_bytes: disk.map_or(0, sysinfo::Disk::available_space),
-        }
+        });
+        Self { cpus, memory_bytes, memory_available_bytes, disk_bytes, disk_free_bytes }
     }
 
     fn amounts(&self, pods: u32, memory: u64, disk: u64) -> BTreeMap<String, String> {

@@ -157,7 +157,8 @@ mod tests {
                 "httpGet": { "port": 8080 } }, "resources": { "limits": { "memory": "1Gi" } } }] },
         });
         assert!(matches!(objects.put("Pod", "ns/p", &cbor(&pod)).expect("reads"), Effect::Pod(_)));
-        let service = json!({ "spec": { "clusterIP": "10.96.0.9", "ports": [{ "port": 80, "targetPort": "web" }] } });
+        let service =
+            json!({ "spec": { "clusterIP": "10.96.0.9", "ports": [{ "port": 80, "targetPort": "web" }] } });
         assert_eq!(objects.put("Service", "ns/w", &cbor(&service)).expect("reads"), Effect::Services);
         assert_eq!(objects.table.routes().len(), 1);
         let node = json!({ "metadata": { "name": "n" }, "spec": { "podCIDR": "10.64.3.0/24" } });

@@ -44,7 +44,9 @@ pub(crate) async fn run(
 async fn connect(host: &str, port: u16, mode: AddressMode) -> Result<TcpStream, String> {
     let refused = |error: std::io::Error| format!("dial tcp {host}:{port}: connect: {error}");
     match host.parse() {
-        Ok(IpAddr::V4(ip)) => TcpStream::connect(SocketAddr::from((mode.map(ip), port))).await.map_err(refused),
+        Ok(IpAddr::V4(ip)) => {
+            TcpStream::connect(SocketAddr::from((mode.map(ip), port))).await.map_err(refused)
+        }
         _ => TcpStream::connect((host, port)).await.map_err(refused),
     }
 }
@@ -70,8 +72,9 @@ async fn get(
         request = request.header(name, value);
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|e| failed(e.to_string()))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(e.to_string()))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| failed(e.to_string()))?;
     let ask = async { sender.send_request(request).await.map_err(|e| failed(e.to_string())) };
     tokio::pin!(connection, ask);
     // The connection is driven here and dropped with the answer's head: nobody reads its body.
@@ -95,7 +98,9 @@ mod tests {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut request = [0; 1024];
                 let _ = stream.read(&mut request).await;
-                let _ = stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await;
+                let _ = stream
+                    .write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes())
+                    .await;
             }
         });
         port

@@ -55,8 +55,8 @@ pub(crate) fn plan(pod: &Pod, objects: &Objects, facts: &Facts) -> Result<Vec<Pl
     volumes
         .map(|volume| {
             let content = content(pod, volume, objects, facts);
-            let content =
-                content.map_err(|why| format!("MountVolume.SetUp failed for volume {:?} : {why}", volume.name))?;
+            let content = content
+                .map_err(|why| format!("MountVolume.SetUp failed for volume {:?} : {why}", volume.name))?;
             Ok(Planned { name: volume.name.clone(), content })
         })
         .collect()
@@ -96,7 +96,8 @@ fn content(pod: &Pod, volume: &Volume, objects: &Objects, facts: &Facts) -> Resu
                 let data = config_map(objects, namespace, &source.name);
                 add(&mut files, &from, data, source.items.as_deref(), mode)?;
             } else if let Some(source) = &source.secret {
-                let from = Source { kind: "secret", name: &source.name, optional: source.optional == Some(true) };
+                let from =
+                    Source { kind: "secret", name: &source.name, optional: source.optional == Some(true) };
                 let data = secret(objects, namespace, &source.name);
                 add(&mut files, &from, data, source.items.as_deref(), mode)?;
             } else if let Some(source) = &source.downward_api {

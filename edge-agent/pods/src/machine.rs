@@ -142,7 +142,8 @@ impl PodMachine {
     /// The reason why a container waits; empty if it doesn't.
     pub fn waiting(&self, name: &str) -> &str {
         let status = self.reported.as_ref();
-        let all = status.into_iter().flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses));
+        let all =
+            status.into_iter().flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses));
         let found = all.flatten().find(|c| c.name == name).and_then(|c| c.state.as_ref());
         found.and_then(|s| s.waiting.as_ref()).and_then(|w| w.reason.as_deref()).unwrap_or_default()
     }
