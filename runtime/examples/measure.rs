@@ -35,6 +35,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Runtime::new()?;
     let host = ComponentHost::new(&HostConfig::default())?;
 
+    println!("resident with a host               {}", resident());
+
     let (worker, path) = load(&host, dir.path(), "worker")?;
     let fresh = median(ROUNDS, || {
         let host = &host;
@@ -66,6 +68,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     println!("serve a handler to first answer  {serve:?}");
 
+    println!("resident with the pool and guests  {}", resident());
     std::fs::write(dir.path().join("greeting"), "Hi")?;
     let mount = GuestMount { host: dir.path().to_owned(), guest: "/config".to_owned(), read_only: true };
     let spec = GuestSpec { mounts: vec![mount], ..GuestSpec::default() };
@@ -139,4 +142,11 @@ fn exchange(stream: &mut TcpStream, path: &str) -> std::io::Result<()> {
             }
         }
     }
+}
+
+/// What of this process is in memory, compiler and all.
+fn resident() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.map_or_else(|| "unknown".to_owned(), |size| size.trim().to_owned())
 }
