@@ -194,7 +194,7 @@ impl NodeTask {
                 }
             }
         }
-        self.collect(|session, sink| session.close(sink));
+        self.close();
         self.transmit();
     }
 
@@ -206,6 +206,12 @@ impl NodeTask {
         if let Err(error) = result {
             tracing::debug!(node = self.node, %error, "a frame was refused");
         }
+    }
+
+    /// Says goodbye to the node.
+    fn close(&mut self) {
+        let now = self.shared.now_ms();
+        self.collect(|session, sink| session.close(now, sink));
     }
 
     /// Runs a step of the session, then deals with what happened in it.
@@ -237,7 +243,8 @@ impl NodeTask {
             Happened::Report(id, report) => {
                 if self.reports.try_send((self.number, id, report)).is_err() {
                     // The session's own limit keeps a node that obeys it below this queue's.
-                    self.collect(|session, sink| session.close(sink));
+                    tracing::error!(node = self.node, "a node reports more than it may");
+                    self.close();
                 }
             }
             Happened::Room => {
@@ -269,7 +276,7 @@ impl NodeTask {
         if let Err(error) = begun {
             // The outbox of a session that has just begun is empty; should it not be, the node asks again.
             tracing::error!(node = self.node, %error, "the session takes no desired state");
-            self.collect(|session, sink| session.close(sink));
+            self.close();
             return;
         }
         let snapshot = matches!(start, Start::Snapshot { .. });

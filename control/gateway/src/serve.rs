@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use bytes::Bytes;
 use lichen_artifacts::{Artifacts, CompileError, CompiledArtifact, Reference, ResolveError, Resolved};
 use lichen_wire::body::Blob;
-use lichen_wire::session::StreamId;
+use lichen_wire::session::{STREAM_ERROR_BYTES_MAX, StreamId};
 use lichen_wire::stream::{ArtifactHead, REQUEST_BYTES_MAX, StreamError, StreamErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
@@ -13,8 +13,8 @@ use crate::node::Input;
 
 /// How much of a file is read in one go.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Longest error that a node is sent.
-const ERROR_BYTES_MAX: usize = 1024;
+/// Longest message of an error that a node is sent: what a stream's error holds, less the code.
+const ERROR_BYTES_MAX: usize = STREAM_ERROR_BYTES_MAX - 16;
 
 /// Writes one stream of one session. Everything it does after the stream has ended has no effect.
 pub(crate) struct StreamWriter {
@@ -101,7 +101,14 @@ async fn find(
             CompileError::Worker { .. } | CompileError::Cache(_) => StreamErrorCode::Unavailable,
             CompileError::Blob(_) | CompileError::Sign(_) => StreamErrorCode::Internal,
         };
-        Failure(code, format!("{image}: {}", with_sources(&error)))
+        // The node knows the digest and the profile; what it has room for is the reason.
+        let why = match &error {
+            CompileError::Rejected { message, .. } => message.clone(),
+            CompileError::Limit { limit, .. } => format!("the compiler was stopped: more than {limit}"),
+            CompileError::NotComponent { source, .. } => source.to_string(),
+            other => with_sources(other),
+        };
+        Failure(code, format!("{image}: {why}"))
     })?;
     Ok((resolved, compiled))
 }
