@@ -29,6 +29,7 @@ mod reports;
 mod serve;
 mod settle;
 mod token;
+mod wait;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

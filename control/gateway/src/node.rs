@@ -25,6 +25,7 @@ use crate::logs::{self, PipeIn, PipeOut};
 use crate::reports::Report;
 use crate::serve::{self, ArtifactRequest, StreamWriter};
 use crate::settle::write_reports;
+use crate::wait::{AbortOnDrop, notified, sleep_until};
 
 /// Most frames of a node that wait for its task. What finds no room is dropped; the session sends it again.
 const FRAMES_QUEUED_MAX: usize = 128;
@@ -116,15 +117,6 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// Ends a task with its owner.
-struct AbortOnDrop(AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
@@ -484,19 +476,5 @@ impl NodeTask {
 
     fn lock_desired(&self) -> std::sync::MutexGuard<'_, crate::desired::Desired> {
         self.shared.desired.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn notified(wake: Option<Arc<Notify>>) {
-    match wake {
-        Some(wake) => wake.notified().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
