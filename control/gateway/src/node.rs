@@ -202,8 +202,7 @@ impl NodeTask {
 
     /// Says goodbye to the node.
     fn close(&mut self) {
-        let now = self.shared.now_ms();
-        self.collect(|session, sink| session.close(now, sink));
+        self.collect(|session, sink| session.close(sink));
     }
 
     /// Runs a step of the session, then deals with what happened in it.
