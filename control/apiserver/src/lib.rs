@@ -29,6 +29,6 @@ mod router;
 mod server;
 mod watches;
 
-pub use respond::{Body, BodyError};
+pub use respond::{Body, BodyError, boxed};
 pub use router::Mount;
 pub use server::{Bound, BuildError, Config, build};

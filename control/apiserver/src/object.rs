@@ -2,9 +2,12 @@
 
 use hyper::body::Incoming;
 use hyper::{Method, Response};
-use lichen_api::Status;
+use lichen_api::k8s::api::autoscaling::v1::Scale;
+use lichen_api::k8s::api::policy::v1::Eviction;
+use lichen_api::{Status, k8s};
 use lichen_registry::{Binding, Patch, Written};
 use lichen_store::Revision;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::respond::{self, Body};
@@ -157,8 +160,8 @@ async fn scale(call: Call, name: &str, incoming: Incoming) -> Result<Response<Bo
             body::check_object_type(&media)?;
             let asked = options::write(&call.query, call.user_agent(), "UpdateOptions")?;
             let bytes = body::read(incoming).await?;
-            let object = body::object(&bytes, &media, resource)?.value;
-            check_kind(&object, "Scale", &["autoscaling/v1"])?;
+            let mut object = body::object(&bytes, &media, resource)?.value;
+            check_shape::<Scale>(&mut object, "Scale", "autoscaling/v1")?;
             registry.update_scale(&call.identity, resource, namespace, name, &object, &asked).await?
         }
         _ => {
@@ -169,33 +172,46 @@ async fn scale(call: Call, name: &str, incoming: Incoming) -> Result<Response<Bo
     Ok(respond::value(200, &scale, call.format()?.encoding))
 }
 
-fn check_kind(object: &Value, kind: &str, versions: &[&str]) -> Result<(), Status> {
-    let text = |name: &str| object.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-    if let Some(other) = text("kind").filter(|other| *other != kind) {
-        return Err(Status::bad_request(format!("{other} cannot be handled as a {kind}")));
-    }
-    if let Some(other) = text("apiVersion").filter(|other| !versions.contains(other)) {
-        return Err(Status::bad_request(format!(
-            "the API version in the data ({other}) does not match the expected API version ({})",
-            versions[0]
-        )));
-    }
-    Ok(())
+/// Refuses an object that is not of the kind that the subresource takes, and of its shape: what this server does not
+/// read as it was meant must not pass for absent.
+fn check_shape<T: DeserializeOwned>(object: &mut Value, kind: &str, version: &str) -> Result<(), Status> {
+    let Some(fields) = object.as_object_mut() else {
+        return Err(Status::bad_request(format!("it is no {kind}")));
+    };
+    let mut expect = |field: &str, expected: &str| {
+        let given = fields.entry(field).or_insert_with(|| Value::from(expected));
+        match given.as_str() {
+            Some(given) if given == expected => Ok(()),
+            _ => {
+                Err(Status::bad_request(format!("{field} {given} cannot be handled as {kind} of {version}")))
+            }
+        }
+    };
+    expect("kind", kind)?;
+    expect("apiVersion", version)?;
+    T::deserialize(&*object).map(drop).map_err(|error| {
+        Status::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {error}"))
+    })
 }
 
 /// Reads the object that is posted to a pod's subresource.
-async fn posted(call: &Call, incoming: Incoming, kind: &str, versions: &[&str]) -> Result<Value, Status> {
+async fn posted<T: DeserializeOwned>(
+    call: &Call,
+    incoming: Incoming,
+    kind: &str,
+    version: &str,
+) -> Result<Value, Status> {
     let media = body::media_type(&call.headers);
     body::check_object_type(&media)?;
     let bytes = body::read(incoming).await?;
-    let object = body::object(&bytes, &media, call.resource)?.value;
-    check_kind(&object, kind, versions)?;
+    let mut object = body::object(&bytes, &media, call.resource)?.value;
+    check_shape::<T>(&mut object, kind, version)?;
     Ok(object)
 }
 
 async fn bind(call: Call, name: &str, incoming: Incoming) -> Result<Response<Body>, Status> {
     let asked = options::write(&call.query, call.user_agent(), "CreateOptions")?;
-    let object = posted(&call, incoming, "Binding", &["v1"]).await?;
+    let object = posted::<k8s::api::core::v1::Binding>(&call, incoming, "Binding", "v1").await?;
     let metadata = &object["metadata"];
     if metadata["name"].as_str().is_some_and(|own| !own.is_empty() && own != name) {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
@@ -218,7 +234,7 @@ async fn bind(call: Call, name: &str, incoming: Incoming) -> Result<Response<Bod
 }
 
 async fn evict(call: Call, name: &str, incoming: Incoming) -> Result<Response<Body>, Status> {
-    let object = posted(&call, incoming, "Eviction", &["policy/v1", "policy/v1beta1"]).await?;
+    let object = posted::<Eviction>(&call, incoming, "Eviction", "policy/v1").await?;
     if object["metadata"]["name"].as_str().is_some_and(|own| !own.is_empty() && own != name) {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }

@@ -1,5 +1,6 @@
 //! Options out of queries and bodies, refused as Kubernetes refuses them.
 
+use lichen_api::k8s::apimachinery::pkg::apis::meta::v1 as meta;
 use lichen_api::status::Cause;
 use lichen_api::{FieldError, FieldErrorKind, Status, fields, labels};
 use lichen_registry::{
@@ -224,6 +225,9 @@ pub(crate) fn delete(query: &Query, body: Option<&Value>) -> Result<DeleteOption
                     "no kind \"{kind}\" is registered for version \"{version}\""
                 )));
             }
+            // A precondition of the wrong type must not pass for none at all.
+            <meta::DeleteOptions as serde::Deserialize>::deserialize(body)
+                .map_err(|error| Status::bad_request(format!("DeleteOptions cannot be decoded: {error}")))?;
             body
         }
         None => {
@@ -324,6 +328,25 @@ mod tests {
         let initial = list(&Query::parse(text), true).unwrap();
         assert!(initial.mark_initial_end && initial.bookmarks);
         assert_eq!(initial.start, WatchStart::Initial);
+    }
+
+    #[test]
+    fn a_deletion_with_odd_options_is_refused() {
+        let cases = [
+            (json!({}), 0),
+            (json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 3}), 0),
+            (json!({"kind": "Pod"}), 400),
+            (json!({"preconditions": "x"}), 400),
+            (json!({"preconditions": {"uid": 5}}), 400),
+            (json!({"gracePeriodSeconds": "soon"}), 400),
+            (json!({"preconditions": {"resourceVersion": "x"}}), 422),
+            (json!({"propagationPolicy": "Nope"}), 422),
+            (json!({"dryRun": ["Some"]}), 422),
+        ];
+        for (body, expect) in cases {
+            let code = delete(&Query::default(), Some(&body)).map_or_else(|status| status.code, |_| 0);
+            assert_eq!(code, expect, "{body}");
+        }
     }
 
     #[test]

@@ -24,6 +24,15 @@ const WARNINGS_MAX: usize = 32;
 /// Bytes of one warning's text at most.
 const WARNING_BYTES_MAX: usize = 256;
 
+/// A response of another handler, as this server sends it.
+pub fn boxed<B>(response: Response<B>) -> Response<Body>
+where
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
+    response.map(|body| body.map_err(Into::into).boxed_unsync())
+}
+
 /// A response with a whole body.
 pub(crate) fn full(code: u16, media: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let body = Full::new(body.into()).map_err(|never: Infallible| match never {}).boxed_unsync();

@@ -28,6 +28,16 @@ pub trait Mount: Send + Sync + 'static {
     fn handle(&self, identity: Identity, request: Request<Incoming>) -> BoxFuture<'_, Response<Body>>;
 }
 
+impl<F, A> Mount for F
+where
+    F: Fn(Identity, Request<Incoming>) -> A + Send + Sync + 'static,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
+    fn handle(&self, identity: Identity, request: Request<Incoming>) -> BoxFuture<'_, Response<Body>> {
+        Box::pin(self(identity, request))
+    }
+}
+
 /// Everything that handlers share.
 pub(crate) struct App {
     pub(crate) registry: Registry,

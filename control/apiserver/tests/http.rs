@@ -59,6 +59,45 @@ async fn only_masters_may_use_the_api() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_handlers_share_the_port() {
+    let server = common::Server::start().await;
+    let mut admin = server.admin().await;
+    // Larger than any body of the API may be.
+    let answer = admin.send("PUT", "/v2/x/blobs", &[], vec![0u8; 4_000_000]).await;
+    assert_eq!((answer.code, answer.text().as_str()), (200, "admin /v2/x/blobs 4000000"));
+    assert_eq!(admin.get("/v2").await.text(), "admin /v2 0");
+    assert_eq!(admin.get("/v22").await.code, 404);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_are_bound_and_evicted_by_requests() {
+    let server = common::Server::start().await;
+    let mut admin = server.admin().await;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let path = "/api/v1/namespaces/default/pods";
+    assert_eq!(admin.post(path, &pod).await.code, 201);
+    let bad = [
+        json!({"kind": "Binding", "target": {}}),
+        json!({"kind": "Pod", "target": {"name": "n1"}}),
+        json!({"metadata": {"uid": 5}, "target": {"name": "n1"}}),
+        json!({"metadata": {"uid": "other"}, "target": {"name": "n1"}}),
+        json!({"metadata": {"name": "b"}, "target": {"name": "n1"}}),
+    ];
+    for (body, code) in bad.iter().zip([422, 400, 400, 409, 400]) {
+        let answer = admin.post(&format!("{path}/a/binding"), body).await;
+        assert_eq!(answer.code, code, "{body}: {}", answer.text());
+    }
+    let good = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n1"}});
+    assert_eq!(admin.post(&format!("{path}/a/binding"), &good).await.code, 201);
+    assert_eq!(admin.get(&format!("{path}/a")).await.json()["spec"]["nodeName"], "n1");
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "a"}, "deleteOptions": {"gracePeriodSeconds": 7}});
+    assert_eq!(admin.post(&format!("{path}/a/eviction"), &eviction).await.code, 201);
+    assert_eq!(admin.get(&format!("{path}/a")).await.json()["metadata"]["deletionGracePeriodSeconds"], 7);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lists_are_read_page_by_page_at_one_revision() {
     let server = common::Server::start().await;
     let mut admin = server.admin().await;

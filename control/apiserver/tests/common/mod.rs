@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HeaderMap;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use lichen_apiserver::{Config, build};
+use lichen_apiserver::{Body, Config, boxed, build};
 use lichen_pki::{Authority, ClientTrust, Credentials};
 use lichen_registry::{AllocationRanges, Identity, NodeStreams, Registry, Sources};
 use lichen_store::{HistoryBounds, Store};
@@ -54,7 +54,7 @@ impl Server {
             streams,
             tls: Arc::new(tls),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            mounts: Vec::new(),
+            mounts: vec![("/v2/".to_owned(), Arc::new(mounted))],
         })
         .await
         .unwrap();
@@ -130,6 +130,13 @@ impl Server {
             .await
             .unwrap_or_else(|status| panic!("{status:?} for {object}"));
     }
+}
+
+/// What is mounted beside the API: it says who asked for what.
+async fn mounted(identity: Identity, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
+    boxed(Response::new(Full::new(Bytes::from(format!("{} {path} {body}", identity.user)))))
 }
 
 /// One connection.
