@@ -2,13 +2,8 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
-use lichen_api::Status;
-use lichen_registry::{LogRequest, LogStream, NodeStreams};
 use serde_json::{Value, json};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -204,34 +199,9 @@ async fn writers_of_one_object_lose_nothing() {
     server.stop().await;
 }
 
-/// Nodes of which one answers.
-#[derive(Default)]
-struct Nodes {
-    asked: Mutex<Vec<LogRequest>>,
-}
-
-impl NodeStreams for Nodes {
-    fn logs<'a>(&'a self, node: &'a str, request: LogRequest) -> BoxFuture<'a, Result<LogStream, Status>> {
-        Box::pin(async move {
-            if node != "n1" {
-                return Err(Status::service_unavailable(format!("node {node} is not connected")));
-            }
-            let follow = request.follow;
-            self.asked.lock().unwrap().push(request);
-            let lines = [Ok(Bytes::from_static(b"one\n")), Ok(Bytes::from_static(b"two\n"))];
-            let written = futures_util::stream::iter(lines);
-            // Who follows stays until it is cut off.
-            Ok(match follow {
-                true => written.chain(futures_util::stream::pending()).boxed(),
-                false => written.boxed(),
-            })
-        })
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logs_come_from_the_pods_node() {
-    let nodes = Arc::new(Nodes::default());
+    let nodes = Arc::new(common::Nodes::default());
     let server = common::Server::start_with(Some(nodes.clone()), Default::default()).await;
     let mut admin = server.admin().await;
     for (name, node) in [("a", "n1"), ("b", "n2"), ("c", "")] {

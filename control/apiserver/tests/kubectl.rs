@@ -86,7 +86,8 @@ async fn start() -> Option<(common::Server, Kubectl)> {
     let found = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let why = match found {
         Ok(text) if text.contains(VERSION) => {
-            let server = common::Server::start().await;
+            let nodes = std::sync::Arc::new(common::Nodes::default());
+            let server = common::Server::start_with(Some(nodes), Default::default()).await;
             let config = server.kubeconfig();
             let home = server.folder.path().to_owned();
             return Some((server, Kubectl { program, config, home }));
@@ -174,6 +175,10 @@ async fn writing() {
     kubectl.run("get deploy web -o yaml").await.good().has(&["name: A", "image: hello:v2", "paused: true"]);
     kubectl.run("rollout status deploy/web --timeout=1s").await.bad();
     kubectl.run("describe deploy web").await.good().has(&["Replicas:", "hello:v2"]);
+    let done = r#"patch deploy web --subresource=status --type=merge -p {"status":{"observedGeneration":99,"replicas":3,"updatedReplicas":3,"readyReplicas":3,"availableReplicas":3}}"#;
+    kubectl.run(done).await.good();
+    kubectl.run("rollout status deploy/web --timeout=20s").await.good().has(&["successfully rolled out"]);
+    kubectl.run("get deploy web -o wide").await.good().has(&["3/3", "CONTAINERS", "hello:v2", "app=web"]);
 
     let map = "{apiVersion: v1, kind: ConfigMap, metadata: {name: m}, data: {a: b}}";
     kubectl.run_with("create -f -", map).await.good().has(&["configmap/m created"]);
@@ -219,6 +224,15 @@ async fn pods_waits_and_watches() {
     let waited = wait.await.unwrap().unwrap();
     assert!(waited.status.success(), "{}", String::from_utf8_lossy(&waited.stderr));
     kubectl.run("get pods").await.good().has(&["1/1", "Running"]);
+
+    kubectl.run("logs a").await.good().has(&["one\ntwo\n"]);
+    kubectl.run("logs a -c c --tail=5 --timestamps").await.good().has(&["two"]);
+    kubectl.run("logs a -c nope").await.bad().has(&["container nope is not valid for pod a"]);
+    let mut follower = kubectl.command("logs -f a").spawn().unwrap();
+    let mut first = [0; 8];
+    follower.stdout.take().unwrap().read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"one\ntwo\n");
+    follower.kill().await.unwrap();
 
     let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "a.1", "namespace": "default"},
         "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": "a", "namespace": "default"},

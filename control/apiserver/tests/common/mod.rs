@@ -7,15 +7,18 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HeaderMap;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use lichen_api::Status;
 use lichen_apiserver::{Body, Config, boxed, build};
 use lichen_pki::{Authority, ClientTrust, Credentials};
-use lichen_registry::{AllocationRanges, Identity, NodeStreams, Registry, Sources};
+use lichen_registry::{AllocationRanges, Identity, LogRequest, LogStream, NodeStreams, Registry, Sources};
 use lichen_store::{HistoryBounds, Store};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -129,6 +132,31 @@ impl Server {
             .create(&identity, resource, namespace, object.clone(), &options)
             .await
             .unwrap_or_else(|status| panic!("{status:?} for {object}"));
+    }
+}
+
+/// Nodes of which one answers.
+#[derive(Default)]
+pub struct Nodes {
+    pub asked: Mutex<Vec<LogRequest>>,
+}
+
+impl NodeStreams for Nodes {
+    fn logs<'a>(&'a self, node: &'a str, request: LogRequest) -> BoxFuture<'a, Result<LogStream, Status>> {
+        Box::pin(async move {
+            if node != "n1" {
+                return Err(Status::service_unavailable(format!("node {node} is not connected")));
+            }
+            let follow = request.follow;
+            self.asked.lock().unwrap().push(request);
+            let lines = [Ok(Bytes::from_static(b"one\n")), Ok(Bytes::from_static(b"two\n"))];
+            let written = futures_util::stream::iter(lines);
+            // Who follows stays until it is cut off.
+            Ok(match follow {
+                true => written.chain(futures_util::stream::pending()).boxed(),
+                false => written.boxed(),
+            })
+        })
     }
 }
 
