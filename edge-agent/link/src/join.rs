@@ -3,9 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lichen_wire::join::{JoinError as Refused, Token};
+use lichen_wire::join::{JOIN_BYTES_MAX, JoinError as Refused, Joined, Joiner, Token};
 use lichen_wire::keys::NodeKey;
+use lichen_wire::topic::Topic;
+use rumqttc::QoS;
 use thiserror::Error;
+use tokio::time::{sleep, timeout};
+
+use crate::mqtt::{Connection, Endpoint, MqttError};
+
+/// MQTT keepalive while joining.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long to wait before the same request is made again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How a machine joins.
 #[derive(Clone, Debug)]
@@ -61,5 +71,66 @@ pub enum JoinError {
 /// # Errors
 /// See [`JoinError`].
 pub async fn join(config: JoinConfig) -> Result<JoinOutcome, JoinError> {
-    Err(JoinError::Timeout(config.timeout))
+    let (private, nonce): ([u8; 32], [u8; 32]) = (rand::random(), rand::random());
+    let joiner = Joiner::new(&config.token, &config.node, &config.csr, private, nonce)?;
+    let mut request = vec![0; JOIN_BYTES_MAX];
+    let len = joiner.write_request(&mut request)?;
+    request.truncate(len);
+    timeout(config.timeout, exchange(&config, &joiner, request))
+        .await
+        .map_err(|_| JoinError::Timeout(config.timeout))?
+}
+
+async fn exchange(
+    config: &JoinConfig,
+    joiner: &Joiner<'_>,
+    request: Vec<u8>,
+) -> Result<JoinOutcome, JoinError> {
+    let connect =
+        |error: MqttError| JoinError::Connect { broker: config.broker.clone(), reason: error.to_string() };
+    let token_id = config.token.id();
+    // A token that was parsed or made has a valid id, so that its topics exist.
+    let topic = |topic: Topic<'_>| topic.name().map(|name| name.to_string()).ok_or(Refused::Token);
+    let up = topic(Topic::JoinUp { token_id })?;
+    let endpoint = Endpoint {
+        broker: config.broker.clone(),
+        server_name: config.server_name.clone(),
+        tls: Arc::clone(&config.tls),
+        client_id: format!("join-{token_id}-{:016x}", rand::random::<u64>()),
+        keepalive: KEEPALIVE,
+        timeout: config.timeout,
+        will: None,
+        subscribe: topic(Topic::JoinDown { token_id })?,
+    };
+    let mut connection = Connection::open(&endpoint).await.map_err(connect)?;
+    let client = connection.client.clone();
+    // The control plane may not listen yet; asked the same again, it answers the same.
+    let ask = async {
+        loop {
+            if let Err(error) = client.publish(&up, QoS::AtLeastOnce, false, request.clone()).await {
+                return connect(error.into());
+            }
+            sleep(ASK_AGAIN).await;
+        }
+    };
+    let answer = async {
+        loop {
+            let reply = connection.next().await.map_err(connect)?;
+            match joiner.finish(&reply) {
+                // It answers somebody else who joins with the same token, or an earlier attempt.
+                Err(Refused::Mismatch) => continue,
+                joined => return Ok::<_, JoinError>(joined.map(outcome)?),
+            }
+        }
+    };
+    let joined = tokio::select! {
+        joined = answer => joined,
+        failed = ask => Err(failed),
+    }?;
+    connection.close().await;
+    Ok(joined)
+}
+
+fn outcome(joined: Joined<'_>) -> JoinOutcome {
+    JoinOutcome { certificate: joined.certificate.to_vec(), ca: joined.ca.to_vec(), key: joined.key }
 }

@@ -1,29 +1,40 @@
 //! The MQTT adapter for a wire session: it keeps a node linked with its gateway through any broker.
 //!
-//! One task owns the session, the connection and every stream. It reconnects with a jittered back-off, and
+//! One task owns the session and every stream, another the connection. It reconnects with a jittered back-off, and
 //! hands out what arrives as [`LinkEvent`]s. Frames go at QoS 0, since the session acknowledges and repeats
 //! them by itself; the presence will goes at QoS 1.
 //!
 //! Deliberately absent: what an item or a report means, and any state on disk.
 
+mod carrier;
+mod driver;
 mod join;
+mod mqtt;
 mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use carrier::Carrier;
+use driver::{Command, Driver, Ends, Report};
 pub use join::{JoinConfig, JoinError, JoinOutcome, join};
-use lichen_wire::session::{AgentConfig, LostReason};
+use lichen_wire::session::{AgentConfig, Config as SessionConfig, LostReason, Session};
+use lichen_wire::topic::{Channel, PRESENCE_DOWN, Topic};
+use mqtt::Endpoint;
 pub use stream::{LinkStream, StreamError};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// Most events that wait for the agent; when there are more, the link takes nothing from the broker.
 pub const EVENTS_MAX: usize = 256;
 /// Most commands that wait for the link's task.
 const COMMANDS_MAX: usize = 64;
+/// Most things that the carrier has brought and the driver has not taken.
+const CARRIED_MAX: usize = 16;
+/// How long a shutdown may take.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 
 /// How a link is set up.
 #[derive(Clone, Debug)]
@@ -141,15 +152,44 @@ pub enum LinkError {
 #[derive(Debug)]
 pub struct Link {
     handle: LinkHandle,
-    task: JoinHandle<()>,
+    driver: JoinHandle<()>,
+    carrier: JoinHandle<()>,
 }
 
 impl Link {
-    /// Starts a link and returns it with its events.
-    pub fn spawn(_config: Config) -> (Self, mpsc::Receiver<LinkEvent>) {
-        let (commands, _) = mpsc::channel(COMMANDS_MAX);
-        let (_, events) = mpsc::channel(EVENTS_MAX);
-        (Self { handle: LinkHandle { commands }, task: tokio::spawn(async {}) }, events)
+    /// Starts a link and returns it with its events. It ends when it is shut down or its events are dropped.
+    pub fn spawn(config: Config) -> (Self, mpsc::Receiver<LinkEvent>) {
+        let (commands, command_end) = mpsc::channel(COMMANDS_MAX);
+        let (event_end, events) = mpsc::channel(EVENTS_MAX);
+        let (carried_end, carried) = mpsc::channel(CARRIED_MAX);
+        let node = config.session.node.clone();
+        // A node whose name is not valid could not have joined; its topics are refused by every broker.
+        let topic = |channel| Topic::Node { node: &node, channel }.to_string();
+        let carrier = Carrier {
+            endpoint: Endpoint {
+                broker: config.broker,
+                server_name: config.server_name,
+                tls: config.tls,
+                client_id: node.to_string(),
+                keepalive: config.keepalive,
+                timeout: config.connect_timeout,
+                will: Some((topic(Channel::Presence), PRESENCE_DOWN)),
+                subscribe: topic(Channel::Down),
+            },
+            uplink: topic(Channel::Up),
+            presence: topic(Channel::Presence),
+            retry_min: config.retry_min,
+            retry_max: config.retry_max,
+        };
+        let session = Session::new(SessionConfig::Agent(config.session), rand::random());
+        let (driver, controls) = Driver::new(session, commands.downgrade());
+        let ends = Ends { commands: command_end, carried, events: event_end };
+        let link = Self {
+            handle: LinkHandle { commands },
+            driver: tokio::spawn(driver.run(ends, controls)),
+            carrier: tokio::spawn(carrier.run(carried_end)),
+        };
+        (link, events)
     }
 
     /// What reports and opens streams.
@@ -157,17 +197,29 @@ impl Link {
         self.handle.clone()
     }
 
-    /// Says goodbye, closes the connection and waits for the task to end.
-    pub async fn shutdown(self) {
-        drop(self.handle);
-        let _ = self.task.await;
+    /// Says goodbye, closes the connection and waits for both tasks to end.
+    pub async fn shutdown(mut self) {
+        // If the driver has ended already there is nobody to tell.
+        let _ = self.handle.commands.send(Command::Shutdown).await;
+        let ending = async {
+            let _ = (&mut self.driver).await;
+            let _ = (&mut self.carrier).await;
+        };
+        let _ = tokio::time::timeout(SHUTDOWN_MAX, ending).await;
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+        self.carrier.abort();
     }
 }
 
 /// Reports and opens streams. Clones act on the same link.
 #[derive(Clone, Debug)]
 pub struct LinkHandle {
-    commands: mpsc::Sender<()>,
+    commands: mpsc::Sender<Command>,
 }
 
 impl LinkHandle {
@@ -176,15 +228,24 @@ impl LinkHandle {
     ///
     /// # Errors
     /// If the link has been shut down or the report is too large.
-    pub async fn report(&self, _kind: &str, _key: &str, _uid: &str, _body: Vec<u8>) -> Result<(), LinkError> {
-        self.commands.send(()).await.map_err(|_| LinkError::Closed)
+    pub async fn report(&self, kind: &str, key: &str, uid: &str, body: Vec<u8>) -> Result<(), LinkError> {
+        let (reply, queued) = oneshot::channel();
+        let [kind, key, uid] = [kind, key, uid].map(str::to_owned);
+        self.send(Command::Report(Report { kind, key, uid, body, reply })).await?;
+        queued.await.map_err(|_| LinkError::Closed)?
     }
 
     /// Opens a stream to the gateway, for instance to pull an artifact.
     ///
     /// # Errors
     /// If there is no session, or no room for another stream.
-    pub async fn open_stream(&self, _request: Vec<u8>) -> Result<LinkStream, LinkError> {
-        Err(LinkError::NotConnected)
+    pub async fn open_stream(&self, request: Vec<u8>) -> Result<LinkStream, LinkError> {
+        let (reply, opened) = oneshot::channel();
+        self.send(Command::Open(request, reply)).await?;
+        opened.await.map_err(|_| LinkError::Closed)?
+    }
+
+    async fn send(&self, command: Command) -> Result<(), LinkError> {
+        self.commands.send(command).await.map_err(|_| LinkError::Closed)
     }
 }
