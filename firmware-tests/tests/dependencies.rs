@@ -7,6 +7,7 @@ use serde_json::Value;
 
 /// Every crate and its layer. A crate may depend on crates of lower layers only.
 const LAYERS: &[(&str, u8)] = &[
+    ("base2histogram", 0),
     ("lichen-api", 0),
     ("lichen-engine", 0),
     ("lichen-pki", 0),

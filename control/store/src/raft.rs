@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -31,7 +32,9 @@ use crate::{CommitError, Committed, Leadership, Term, Txn};
 /// Log entries after which the state is brought to rest and the log before it may go.
 const SNAPSHOT_ENTRIES: u64 = 10_000;
 /// Log entries that are kept all the same, so that a member that was away for a moment needs no snapshot.
-const KEPT_ENTRIES: u64 = 2_000;
+const KEPT_ENTRIES: u64 = 1_000;
+/// The same as `SNAPSHOT_ENTRIES`, in bytes: large objects must not fill the disk with history.
+const SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
 /// Beyond this a member that lags is sent a snapshot. Must exceed `SNAPSHOT_ENTRIES`.
 const LAG_ENTRIES: u64 = 12_000;
 const HEARTBEAT_MS: u64 = 200;
@@ -44,6 +47,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Replica {
     raft: Raft<Types, Machine>,
     leading: JoinHandle<()>,
+    /// Bytes proposed since the log was last made shorter for their sake.
+    logged: AtomicUsize,
 }
 
 impl Replica {
@@ -77,7 +82,7 @@ impl Replica {
         let config = Arc::new(config.validate().map_err(|error| error.to_string())?);
         let raft = Raft::new(id, config, network, log, machine).await.map_err(|error| error.to_string())?;
         let leading = tokio::spawn(lead(raft.clone(), leadership.clone()));
-        let replica = Self { raft, leading };
+        let replica = Self { raft, leading, logged: AtomicUsize::new(0) };
         let raft = &replica.raft;
         let known = |state: &openraft::RaftState<Types>| -> Vec<u64> {
             state.membership_state.effective().nodes().map(|(member, _)| *member).collect()
@@ -101,6 +106,12 @@ impl Replica {
     }
 
     pub(crate) async fn propose(&self, txn: Txn) -> Result<Committed, CommitError> {
+        let size = txn.size();
+        if self.logged.fetch_add(size, Ordering::Relaxed) + size >= SNAPSHOT_BYTES {
+            self.logged.store(0, Ordering::Relaxed);
+            // Fails only when raft has ended, which the proposal will tell.
+            let _ = self.raft.trigger().snapshot().await;
+        }
         match self.raft.client_write(Command(Arc::new(txn))).await {
             Ok(response) => match response.data {
                 Reply::Applied(revision) => Ok(Committed { revision }),

@@ -247,9 +247,9 @@ async fn a_flipped_byte_is_never_served() {
     for file in ["state.redb", "log.redb"] {
         let bytes = std::fs::read(origin.path().join(file)).unwrap();
         let used: Vec<_> =
-            bytes.chunks(512).enumerate().filter(|(_, part)| part.iter().any(|byte| *byte != 0)).collect();
+            bytes.chunks(1024).enumerate().filter(|(_, part)| part.iter().any(|byte| *byte != 0)).collect();
         for (part, content) in used {
-            let at = part * 512 + content.iter().position(|byte| *byte != 0).unwrap();
+            let at = part * 1024 + content.iter().position(|byte| *byte != 0).unwrap();
             let dir = tempfile::tempdir().unwrap();
             for other in ["state.redb", "log.redb"] {
                 std::fs::copy(origin.path().join(other), dir.path().join(other)).unwrap();
