@@ -25,7 +25,6 @@ async fn a_node_joins_runs_a_pod_and_lets_it_go() {
     let config = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "config" }, "data": { "a": "b" } });
     world.create(&kinds::configmap::RESOURCE, DEFAULT, config).await;
     let mut agent = world.node("edge-1").await;
-    agent.until(|seen| matches!(seen, Seen::SnapshotEnd(_))).await;
     let services = agent.seen.iter().filter(|seen| is_item(seen, "Service", "default/kubernetes")).count();
     assert_eq!(services, 1, "every node knows every Service");
     assert!(!agent.seen.iter().any(|seen| matches!(seen, Seen::Item(kind, ..) if kind != "Service")));
@@ -232,7 +231,6 @@ async fn a_new_gateway_takes_over_with_a_higher_epoch() {
     let mut world = World::new().await;
     let mut agent = world.node("edge-1").await;
     let Some(Seen::Connected(first)) = agent.seen.first().cloned() else { panic!("{:?}", agent.seen) };
-    agent.until(|seen| matches!(seen, Seen::SnapshotEnd(_))).await;
     world.restart_gateway().await;
     let Seen::Connected(second) = agent.until(|seen| matches!(seen, Seen::Connected(_))).await else {
         panic!()

@@ -136,13 +136,13 @@ impl World {
         create_token(&self.registry, &self.admin, self.authority.ca_digest(), ttl).await.unwrap()
     }
 
-    /// Joins as `node` and connects.
+    /// Joins as `node`, connects, and has the desired state: from then on both sides know that the session stands.
     pub(crate) async fn node(&self, node: &str) -> Agent {
         let token = self.token(Duration::from_secs(60)).await;
         let csr = lichen_pki::Request::new().unwrap();
         let key = join(&self.bus, &token, node, &csr.csr_der).await.unwrap();
         let mut agent = Agent::new(&self.bus, node, key, None);
-        agent.until(|seen| matches!(seen, Seen::Connected(_))).await;
+        agent.until(|seen| matches!(seen, Seen::SnapshotEnd(_))).await;
         agent
     }
 
