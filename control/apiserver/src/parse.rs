@@ -213,8 +213,10 @@ impl Visitor<'_> for Name {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn duplicates_are_found_at_any_depth() {
@@ -252,6 +254,49 @@ mod tests {
         super::json(deep.as_bytes()).unwrap_err();
         for text in ["a: [", "a: 1\n---\nb: 2", "\tx: 1", "a: .nan", "a: &x [*x]"] {
             yaml(text.as_bytes()).unwrap_err();
+        }
+    }
+
+    /// Any JSON value, a few levels deep.
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            "[a-z\\\\\"\u{e4} ]{0,6}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("[a-z.]{0,4}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn values_are_read_as_they_were_written(value in any_value()) {
+            let expect = Parsed { value, duplicates: Vec::new() };
+            prop_assert_eq!(&super::json(expect.value.to_string().as_bytes()).unwrap(), &expect);
+            let text = serde_yaml_ng::to_string(&expect.value).unwrap();
+            prop_assert_eq!(&yaml(text.as_bytes()).unwrap(), &expect);
+        }
+
+        #[test]
+        fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = super::json(&bytes);
+            let _ = yaml(&bytes);
+        }
+
+        #[test]
+        fn no_request_line_is_too_strange(text in "[/%a-z0-9=&;,.*+ ]{0,48}") {
+            let _ = crate::path::parse(&text);
+            let query = crate::query::Query::parse(&text);
+            let _ = crate::options::list(&query, query.flag("watch"));
+            let _ = crate::negotiate::objects(Some(&text));
+            let _ = crate::negotiate::discovery(Some(&text));
         }
     }
 }
