@@ -6,6 +6,7 @@
 pub mod cache;
 mod config;
 mod executor;
+mod kubeconfig;
 pub mod manager;
 mod recorder;
 mod scheduling;
