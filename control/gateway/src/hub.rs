@@ -7,6 +7,7 @@ use lichen_wire::session::{Config, GatewayConfig, Growable, Session};
 use lichen_wire::topic::{Channel, PRESENCE_DOWN, Topic};
 use rand::RngExt;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::Shared;
 use crate::bus::{Bus, Message};
@@ -52,6 +53,11 @@ impl Nodes {
             timing: shared.timing,
         });
         let session = Session::<Growable>::new(config, rand::rng().random());
+        if self.lock().remove(node).is_some() {
+            // The session under the old key ends without a word.
+            shared.desired.lock().unwrap_or_else(PoisonError::into_inner).detach(node);
+            shared.presence.set(node, false, Instant::now());
+        }
         let handle = Handle::spawn(shared.clone(), node, topic.as_str().to_owned(), session);
         self.lock().insert(node.to_owned(), handle);
         true

@@ -23,6 +23,9 @@ use crate::token;
 
 /// How many join requests wait. One that finds no room is dropped; the machine asks again.
 pub(crate) const JOINS_QUEUED_MAX: usize = 64;
+/// How many accepted join messages of a node are remembered, so that a hostile bus can't make one count again. Tokens
+/// expire long before a machine has joined so often.
+const ACCEPTED_KEPT_MAX: usize = 64;
 /// How many replies are kept for requests that arrive a second time: another answer would bring another key.
 const REPLIES_KEPT_MAX: usize = 64;
 
@@ -76,8 +79,8 @@ impl Joiner {
                 return None;
             }
         };
-        match self.admit(&request, out).await {
-            Ok(len) => Some(len),
+        match self.admit(&request, sha256(&message.payload), out).await {
+            Ok(len) => len,
             Err((refusal, why)) => {
                 tracing::warn!(node = request.node, token = request.token_id, ?refusal, why, "join refused");
                 request.refuse(refusal, out).ok()
@@ -85,31 +88,50 @@ impl Joiner {
         }
     }
 
-    async fn admit(&self, request: &JoinRequest<'_>, out: &mut [u8]) -> Result<usize, (Refusal, String)> {
+    /// Writes the acceptance of a request; none if it was accepted before and is replayed.
+    async fn admit(
+        &self,
+        request: &JoinRequest<'_>,
+        message: [u8; 32],
+        out: &mut [u8],
+    ) -> Result<Option<usize>, (Refusal, String)> {
         let unavailable = |why: String| (Refusal::Unavailable, why);
         let token = token::find(&self.registry, request.token_id, self.authority.ca_digest()).await;
         let token = token.map_err(|status| unavailable(status.to_string()))?;
         let token = token.ok_or_else(|| (Refusal::Token, "no such token, or it has expired".to_owned()))?;
         let verified = request.verify(&token).map_err(|error| (Refusal::Token, error.to_string()))?;
-        let mut fingerprint = [0; 32];
-        fingerprint.copy_from_slice(digest(&SHA256, request.csr.0).as_ref());
+        let fingerprint = sha256(request.csr.0);
         let known = ownership::node_key(&self.registry, request.node);
-        if let Some(known) = known.map_err(|error| unavailable(error.to_string()))?
-            && known.request != fingerprint
-            && self.registry.get(&kinds::node::RESOURCE, None, request.node).await.is_ok()
-        {
-            return Err((Refusal::NameTaken, "a Node of this name exists; delete it first".to_owned()));
+        let mut accepted = vec![message];
+        if let Some(known) = known.map_err(|error| unavailable(error.to_string()))? {
+            if known.accepted.contains(&message) {
+                tracing::warn!(node = request.node, "a join message was replayed");
+                return Ok(None);
+            }
+            if known.request != fingerprint
+                && self.registry.get(&kinds::node::RESOURCE, None, request.node).await.is_ok()
+            {
+                return Err((Refusal::NameTaken, "a Node of this name exists; delete it first".to_owned()));
+            }
+            accepted.extend(known.accepted);
+            accepted.truncate(ACCEPTED_KEPT_MAX);
         }
         let chain = self.authority.certify_node(request.csr.0, request.node);
         let chain = chain.map_err(|error| (Refusal::Request, error.to_string()))?;
-        let accepted = verified.accept(chain.as_bytes(), self.authority.ca_der(), rand::rng().random(), out);
-        let (len, key) = accepted.map_err(|error| (Refusal::Request, error.to_string()))?;
-        let entry = KeyEntry { key, request: fingerprint };
+        let reply = verified.accept(chain.as_bytes(), self.authority.ca_der(), rand::rng().random(), out);
+        let (len, key) = reply.map_err(|error| (Refusal::Request, error.to_string()))?;
+        let entry = KeyEntry { key, request: fingerprint, accepted };
         let kept = ownership::keep_node_key(&self.registry, request.node, &entry).await;
         kept.map_err(|error| unavailable(error.to_string()))?;
         tracing::info!(node = request.node, token = request.token_id, "a node has joined");
         // The hub also learns of the node from its first frame, should this not arrive.
         let _ = self.joined.send(request.node.to_owned()).await;
-        Ok(len)
+        Ok(Some(len))
     }
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    out
 }

@@ -46,6 +46,8 @@ pub(crate) struct KeyEntry {
     pub(crate) key: NodeKey,
     /// Hash of the certificate request that the key was agreed for.
     pub(crate) request: [u8; 32],
+    /// Hashes of the join messages that were accepted, newest first: one that is replayed must not bring another key.
+    pub(crate) accepted: Vec<[u8; 32]>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,6 +55,7 @@ struct StoredKey {
     version: u32,
     key: [u8; 32],
     request: [u8; 32],
+    accepted: Vec<[u8; 32]>,
 }
 
 const STORED_KEY_VERSION: u32 = 1;
@@ -104,8 +107,12 @@ pub(crate) async fn keep_node_key(
     node: &str,
     entry: &KeyEntry,
 ) -> Result<(), OwnershipError> {
-    let stored =
-        StoredKey { version: STORED_KEY_VERSION, key: *entry.key.as_bytes(), request: entry.request };
+    let stored = StoredKey {
+        version: STORED_KEY_VERSION,
+        key: *entry.key.as_bytes(),
+        request: entry.request,
+        accepted: entry.accepted.clone(),
+    };
     // A struct of numbers always serialises.
     let body = serde_json::to_vec(&stored).unwrap_or_default();
     let txn = Txn::new().put(node_key_key(node), Precondition::Any, Draft::opaque(&body));
@@ -149,7 +156,8 @@ fn read_key(body: &[u8], node: &str) -> Result<KeyEntry, OwnershipError> {
         serde_json::from_slice::<Value>(body).ok().and_then(|v| serde_json::from_value(v).ok());
     match stored {
         Some(stored) if stored.version == STORED_KEY_VERSION => {
-            Ok(KeyEntry { key: NodeKey::from_bytes(stored.key), request: stored.request })
+            let key = NodeKey::from_bytes(stored.key);
+            Ok(KeyEntry { key, request: stored.request, accepted: stored.accepted })
         }
         _ => Err(OwnershipError::Damaged(format!("the key of node {node}"))),
     }

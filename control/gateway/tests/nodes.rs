@@ -201,6 +201,24 @@ async fn only_a_valid_token_lets_a_machine_join() {
 }
 
 #[tokio::test]
+async fn a_replayed_join_takes_no_key_away() {
+    let mut world = World::new().await;
+    let token = world.token(Duration::from_secs(60)).await;
+    let csr = lichen_pki::Request::new().unwrap().csr_der;
+    let mut said = world.bus.tap();
+    let key = join(&world.bus, &token, "edge-1", &csr).await.unwrap();
+    let message = said.recv().await.unwrap();
+    // A gateway that has forgotten its replies gets the same message from the bus.
+    world.restart_gateway().await;
+    world.bus.send(&message.topic, &message.payload);
+    let other = world.token(Duration::from_secs(60)).await;
+    let csr = lichen_pki::Request::new().unwrap().csr_der;
+    join(&world.bus, &other, "edge-2", &csr).await.unwrap();
+    let mut agent = Agent::new(&world.bus, "edge-1", key, None);
+    agent.until(|seen| matches!(seen, Seen::SnapshotEnd(_))).await;
+}
+
+#[tokio::test]
 async fn a_silent_node_becomes_unknown_and_comes_back() {
     let world = World::new().await;
     let mut agent = world.node("edge-1").await;

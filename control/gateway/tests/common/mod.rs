@@ -26,6 +26,9 @@ use tokio::time::Instant;
 /// How long anything may take before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Stands for everything that is sent to the gateway.
+const TAP: &str = "#";
+
 type Subscribers = Arc<Mutex<Vec<(String, mpsc::UnboundedSender<Message>)>>>;
 
 /// A bus in memory: what the gateway publishes goes to whoever subscribed to the very topic.
@@ -60,9 +63,17 @@ impl MemoryBus {
         receiver
     }
 
+    /// Overhears what is published to the gateway.
+    pub(crate) fn tap(&self) -> mpsc::UnboundedReceiver<Message> {
+        self.subscribe(TAP)
+    }
+
     /// Publishes to the gateway.
     pub(crate) fn send(&self, topic: &str, payload: &[u8]) {
         let message = Message { topic: topic.into(), payload: Bytes::copy_from_slice(payload) };
+        for (_, tap) in self.subscribers.lock().unwrap().iter().filter(|(filter, _)| filter == TAP) {
+            let _ = tap.send(message.clone());
+        }
         let _ = self.gateway.lock().unwrap().send(message);
     }
 }

@@ -1,0 +1,39 @@
+//! The embedded broker as the gateway's bus.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lichen_gateway::broker::{Broker, Config, Limits};
+use lichen_gateway::bus::{Bus, EmbeddedBus};
+use lichen_pki::Authority;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_bus_hears_nodes_and_joins_and_speaks_to_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open_or_create(dir.path()).unwrap();
+    let credentials = authority.issue_server(&["localhost".to_owned()]).unwrap();
+    let tls = Arc::new(lichen_pki::server_config(&credentials, authority.ca_pem(), &[]).unwrap());
+    let listen = ([127, 0, 0, 1], 0).into();
+    let broker = Broker::start(Config { listen, tls, limits: Limits::default() }).await.unwrap();
+    let mut bus = EmbeddedBus::new(broker.port()).unwrap();
+    let mut node = broker.port();
+    node.subscribe("lichen/v1/n/edge-1/down").unwrap();
+
+    node.publish("lichen/v1/n/edge-1/other", Bytes::from_static(b"not for the gateway")).unwrap();
+    for topic in ["lichen/v1/n/edge-1/up", "lichen/v1/n/edge-1/presence", "lichen/v1/join/abcdef/up"] {
+        node.publish(topic, Bytes::from_static(b"said")).unwrap();
+        let heard = tokio::time::timeout(PATIENCE, bus.recv()).await.unwrap().unwrap();
+        assert_eq!((&*heard.topic, &heard.payload[..]), (topic, &b"said"[..]));
+    }
+    bus.publisher().publish("lichen/v1/n/edge-1/down", Bytes::from_static(b"answer")).unwrap();
+    let heard = tokio::time::timeout(PATIENCE, node.recv()).await.unwrap().unwrap();
+    assert_eq!(&heard.payload[..], b"answer");
+    broker.shutdown().await;
+    assert!(
+        tokio::time::timeout(PATIENCE, bus.recv()).await.unwrap().is_none(),
+        "the bus ends with its broker"
+    );
+}
