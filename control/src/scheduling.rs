@@ -43,14 +43,14 @@ pub(crate) struct Scheduling {
 
 impl Scheduling {
     pub(crate) fn new(registry: Registry, term: Term, recorder: Recorder, view: &View) -> Scheduling {
-        let scheduler = Scheduler::from_view(view, registry.now());
+        let scheduler = Scheduler::from_view(view);
         Scheduling { registry, term, recorder, scheduler, writes: JoinSet::new(), failed: BTreeMap::new() }
     }
 
     /// Takes in a change.
     pub(crate) fn observe(&mut self, change: &Change) {
         if change.id.kind == Kind::POD || change.id.kind == Kind::NODE {
-            self.scheduler.observe(change, self.registry.now());
+            self.scheduler.observe(change);
         }
     }
 
@@ -60,7 +60,7 @@ impl Scheduling {
         while let Some(entry) = self.failed.first_entry().filter(|entry| *entry.key() <= view.revision()) {
             for failed in entry.remove() {
                 if failed.stale {
-                    self.scheduler.stale(&failed.pod, &failed.uid, now);
+                    self.scheduler.stale(&failed.pod, &failed.uid);
                 } else {
                     self.scheduler.failed(&failed.pod, &failed.uid, now);
                 }

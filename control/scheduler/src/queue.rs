@@ -1,7 +1,7 @@
 //! The pods that wait for a node.
 //!
-//! A pod is *ready* to be tried, *backing off* after an attempt that failed, or *parked* until a change could help
-//! it. What is tried is taken out of the queue: whoever took it puts it back, or it is placed.
+//! A pod is *ready* to be tried, *backing off* after its binding failed, or *parked* until a change could help it: it
+//! is then ready at once, since a change that helps nobody wakes nobody. What is tried is taken out of the queue: whoever took it puts it back, or it is placed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use lichen_api::view::ObjectKey;
 
 use crate::PodInfo;
 
-/// How long a pod backs off after its first failed attempt. Doubled with each further one.
+/// How long a pod backs off after its first failed binding. Doubled with each further one.
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// The longest that a pod backs off.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -30,9 +30,7 @@ enum State {
 struct Entry {
     pod: Arc<PodInfo>,
     state: State,
-    attempts: u32,
-    /// Not before this time, where a failed attempt says so.
-    not_before: Option<Timestamp>,
+    failures: u32,
     order: (Reverse<i32>, u64),
 }
 
@@ -49,13 +47,13 @@ pub struct Queue {
 impl Queue {
     /// Puts a pod in, or takes note of its new version. A parked pod becomes ready if `changed` says that what
     /// decides about it has changed.
-    pub fn put(&mut self, pod: Arc<PodInfo>, changed: bool, now: Timestamp) {
+    pub fn put(&mut self, pod: Arc<PodInfo>, changed: bool) {
         let key = pod.key.clone();
         let known = self.entries.get_mut(&key).filter(|entry| entry.pod.uid() == pod.uid());
         if let Some(entry) = known {
             entry.pod = pod;
             if changed && entry.state == State::Parked {
-                self.activate(&key, now);
+                self.set(&key, State::Ready);
             }
             return;
         }
@@ -63,7 +61,7 @@ impl Queue {
         self.sequence += 1;
         let priority = pod.pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
         let order = (Reverse(priority), self.sequence);
-        let entry = Entry { pod, state: State::Taken, attempts: 0, not_before: None, order };
+        let entry = Entry { pod, state: State::Taken, failures: 0, order };
         self.entries.insert(key.clone(), entry);
         self.set(&key, State::Ready);
     }
@@ -94,15 +92,17 @@ impl Queue {
     }
 
     /// A pod that was taken fits nowhere: it is parked until a change could help it.
-    pub fn park(&mut self, key: &ObjectKey, now: Timestamp) {
-        self.count_attempt(key, now);
+    pub fn park(&mut self, key: &ObjectKey) {
         self.set(key, State::Parked);
     }
 
     /// A pod that was taken could not be bound: it is tried again after a back-off.
     pub fn retry(&mut self, key: &ObjectKey, now: Timestamp) {
-        self.count_attempt(key, now);
-        self.activate(key, now);
+        if let Some(entry) = self.entries.get_mut(key) {
+            let wait = BACKOFF_MIN.saturating_mul(1 << entry.failures.min(10)).min(BACKOFF_MAX);
+            entry.failures = entry.failures.saturating_add(1);
+            self.set(key, State::BackingOff(now.checked_add(wait).unwrap_or(now)));
+        }
     }
 
     /// A pod that was taken was not tried: it is ready again, and has lost nothing.
@@ -111,7 +111,7 @@ impl Queue {
     }
 
     /// Makes parked pods ready that `helped` says could now be placed.
-    pub fn unpark(&mut self, now: Timestamp, helped: impl Fn(&PodInfo) -> bool) {
+    pub fn unpark(&mut self, helped: impl Fn(&PodInfo) -> bool) {
         let woken: Vec<ObjectKey> = self
             .parked
             .iter()
@@ -119,7 +119,7 @@ impl Queue {
             .cloned()
             .collect();
         for key in woken {
-            self.activate(&key, now);
+            self.set(&key, State::Ready);
         }
     }
 
@@ -140,22 +140,6 @@ impl Queue {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-
-    fn count_attempt(&mut self, key: &ObjectKey, now: Timestamp) {
-        if let Some(entry) = self.entries.get_mut(key) {
-            let wait = BACKOFF_MIN.saturating_mul(1 << entry.attempts.min(10)).min(BACKOFF_MAX);
-            entry.attempts = entry.attempts.saturating_add(1);
-            entry.not_before = Some(now.checked_add(wait).unwrap_or(now));
-        }
-    }
-
-    fn activate(&mut self, key: &ObjectKey, now: Timestamp) {
-        let not_before = self.entries.get(key).and_then(|entry| entry.not_before);
-        match not_before.filter(|until| *until > now) {
-            Some(until) => self.set(key, State::BackingOff(until)),
-            None => self.set(key, State::Ready),
-        }
     }
 
     /// The only place where a pod goes from one set into another.

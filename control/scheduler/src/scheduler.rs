@@ -30,11 +30,11 @@ impl Scheduler {
     }
 
     /// One that knows what a view shows. Nothing is in flight.
-    pub fn from_view(view: &View, now: Timestamp) -> Scheduler {
+    pub fn from_view(view: &View) -> Scheduler {
         let mut scheduler = Scheduler::new();
         let nodes = view.nodes.values().cloned().map(Object::Node);
         for object in nodes.chain(view.pods.values().cloned().map(Object::Pod)) {
-            scheduler.observe(&Change { id: object.id(), old: None, new: Some(object) }, now);
+            scheduler.observe(&Change { id: object.id(), old: None, new: Some(object) });
         }
         scheduler
     }
@@ -45,13 +45,13 @@ impl Scheduler {
     }
 
     /// Takes in a change of the view.
-    pub fn observe(&mut self, change: &Change, now: Timestamp) {
+    pub fn observe(&mut self, change: &Change) {
         let helped = self.cluster.apply(change);
         if change.id.kind == Kind::POD {
-            self.queue_pod(change, now);
+            self.queue_pod(change);
         }
         if let Some(node) = helped {
-            self.unpark(&node, now);
+            self.unpark(&node);
         }
     }
 
@@ -61,7 +61,7 @@ impl Scheduler {
         let due = self.queue.take(now, PLAN_PODS_MAX);
         let plan = plan(&mut self.cluster, view, due);
         for refused in &plan.unschedulable {
-            self.queue.park(&refused.pod.key, now);
+            self.queue.park(&refused.pod.key);
         }
         plan
     }
@@ -70,16 +70,16 @@ impl Scheduler {
     pub fn failed(&mut self, pod: &ObjectKey, uid: &str, now: Timestamp) {
         if let Some(node) = self.cluster.forget(pod, uid) {
             self.queue.retry(pod, now);
-            self.unpark(&node, now);
+            self.unpark(&node);
         }
     }
 
     /// A binding did not happen because the pod had changed: the room is given back, and the pod is looked at again at
     /// once. To be said when the change has been observed.
-    pub fn stale(&mut self, pod: &ObjectKey, uid: &str, now: Timestamp) {
+    pub fn stale(&mut self, pod: &ObjectKey, uid: &str) {
         if let Some(node) = self.cluster.forget(pod, uid) {
             self.queue.put_back(pod);
-            self.unpark(&node, now);
+            self.unpark(&node);
         }
     }
 
@@ -88,7 +88,7 @@ impl Scheduler {
         self.queue.due()
     }
 
-    fn queue_pod(&mut self, change: &Change, now: Timestamp) {
+    fn queue_pod(&mut self, change: &Change) {
         let Some(Object::Pod(pod)) = &change.new else {
             self.queue.remove(&change.id.key);
             return;
@@ -101,12 +101,12 @@ impl Scheduler {
             Some(Object::Pod(old)) => old.spec != pod.spec || old.metadata.labels != pod.metadata.labels,
             _ => true,
         };
-        self.queue.put(Arc::new(PodInfo::new(pod.clone())), changed, now);
+        self.queue.put(Arc::new(PodInfo::new(pod.clone())), changed);
     }
 
-    fn unpark(&mut self, node: &str, now: Timestamp) {
+    fn unpark(&mut self, node: &str) {
         if let Some(info) = self.cluster.node(node) {
-            self.queue.unpark(now, |pod| refusal(pod, info).is_empty());
+            self.queue.unpark(|pod| refusal(pod, info).is_empty());
         }
     }
 }

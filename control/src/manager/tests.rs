@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use lichen_api::{Resource, kinds};
 use lichen_registry::{
-    AllocationRanges, DeleteOptions, Identity, Patch, Sources, WatchOptions, WatchStart, WriteOptions,
+    AllocationRanges, DeleteOptions, Identity, Patch, Sources, WatchEvent, WatchOptions, WatchStart,
+    WriteOptions,
 };
 use lichen_store::{HistoryBounds, Store};
 use serde_json::{Value, json};
@@ -288,7 +289,18 @@ async fn two_hundred_replicas_are_exactly_two_hundred() {
         server.node(name).await;
     }
     server.create(&kinds::deployment::RESOURCE, deployment(200, "hello:v1")).await;
-    server.until(&kinds::pod::RESOURCE, |pods| pods.len() >= 200 && pods.iter().all(is_bound)).await;
+    let mut watch = server.registry.watch(&kinds::pod::RESOURCE, None, &Default::default()).unwrap();
+    let mut bound = BTreeSet::new();
+    let all_bound = async {
+        while bound.len() < 200 {
+            if let WatchEvent::Added(record) | WatchEvent::Modified(record) = watch.next().await.unwrap()
+                && record.fields().get("spec.nodeName").is_some_and(|node| !node.is_empty())
+            {
+                bound.insert(record.uid().to_owned());
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, all_bound).await.expect("every pod is bound");
     let registry = settled(server).await;
     let pods = registry.list(&kinds::pod::RESOURCE, None, &Default::default()).await.unwrap();
     assert_eq!(pods.items.len(), 200);

@@ -21,13 +21,13 @@ impl Bench {
 
     fn put(&mut self, object: Object) {
         if let Some(change) = self.view.apply(object.id(), Some(object)) {
-            self.scheduler.observe(&change, self.now);
+            self.scheduler.observe(&change);
         }
     }
 
     fn remove(&mut self, object: &Object) {
         if let Some(change) = self.view.apply(object.id(), None) {
-            self.scheduler.observe(&change, self.now);
+            self.scheduler.observe(&change);
         }
     }
 
@@ -228,7 +228,7 @@ fn a_stale_binding_is_planned_anew_at_once() {
     bench.put(pod("p", asks("1")));
     assert_eq!(bench.bindings(), ["p>a"]);
     bench.put(pod("p", asks("2")));
-    bench.scheduler.stale(&ObjectKey::new("default", "p"), "uid-p", bench.now);
+    bench.scheduler.stale(&ObjectKey::new("default", "p"), "uid-p");
     assert_eq!(bench.bindings(), ["p>a"]);
     assert_eq!(bench.scheduler.cluster().node("a").unwrap().requested.get("cpu"), 2000);
 }
