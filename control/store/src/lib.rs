@@ -3,9 +3,14 @@
 //! Objects are [`Record`]s under [`Key`]s. A [`Txn`] changes several of them at one [`Revision`], or none. Every
 //! change is a [`Change`] in a bounded history, from which any number of [`Watch`]es read.
 //!
+//! The way of a transaction: `store` bounds it and proposes it through `raft`; `log` makes it durable, many in one sync;
+//! `machine` has `apply` decide it and admits the outcome to `state`, which is all in memory; `hub` wakes the watches;
+//! `flush` brings the state to rest in `file`, off everyone's way; `snapshot` carries it to another member.
+//!
 //! Invariants: `apply` is deterministic; an acknowledged transaction is durable; all the puts of one transaction carry
-//! one revision; nobody sees a revision before all changes up to it can be watched. Deliberately absent: any knowledge
-//! of Kubernetes' kinds, admission, patches, authorisation.
+//! one revision; nobody sees a revision before all changes up to it can be watched; no disk is touched on an async
+//! thread, nor by an idle store. Deliberately absent: any knowledge of Kubernetes' kinds, admission, patches,
+//! authorisation.
 
 mod apply;
 mod change;

@@ -296,8 +296,16 @@ impl Files {
     fn open(config: &Config) -> Result<Self, DiskError> {
         let lock = DirLock::acquire(&config.dir)?;
         let (log, writer) = LogStore::open(&config.dir)?;
-        let file = StateFile::open(&config.dir, log.member_id()?)?;
-        Self::assemble(lock, log, writer, file, config.history)
+        match log.member_id().and_then(|id| StateFile::open(&config.dir, id)) {
+            Ok(file) => Self::assemble(lock, log, writer, file, config.history),
+            Err(error) => {
+                // Whoever opens the directory next must not find it in use.
+                log.stop();
+                let _ = writer.join();
+                log.disk().close();
+                Err(error)
+            }
+        }
     }
 
     fn assemble(
