@@ -33,6 +33,8 @@ async fn a_node_joins_runs_a_pod_and_lets_it_go() {
     let node = agent.during(world.wait(NODE, None, "edge-1", |node| ready(node) == "True")).await;
     assert_eq!(node["status"]["allocatable"]["pods"], "110");
     assert!(node["spec"]["podCIDR"].as_str().unwrap().ends_with("/24"));
+    let Seen::Item(_, _, own) = agent.until(|seen| is_item(seen, "Node", "edge-1")).await else { panic!() };
+    assert_eq!(own["spec"]["podCIDR"], node["spec"]["podCIDR"], "the node learns its pods' addresses");
     let managers = node["metadata"]["managedFields"].to_string();
     assert!(managers.contains("edge-1"), "written under the node's own name: {managers}");
 

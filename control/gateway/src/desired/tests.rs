@@ -16,7 +16,7 @@ struct World {
 impl World {
     fn put(&mut self, kind: Kind, key: &str, mut object: Value) {
         self.version += 1;
-        let (namespace, name) = key.split_once('/').unwrap();
+        let (namespace, name) = key.split_once('/').unwrap_or(("", key));
         object["metadata"]["namespace"] = json!(namespace);
         object["metadata"]["name"] = json!(name);
         let none: [(&str, &str); 0] = [];
@@ -125,6 +125,24 @@ fn a_status_is_not_told_back() {
     running["metadata"]["deletionTimestamp"] = json!("2026-11-22T12:00:00Z");
     world.put(Kind::Pod, "default/one", running);
     assert_eq!(world.sync("n1"), ["+Pod default/one"]);
+}
+
+#[test]
+fn a_node_hears_of_its_own_node_and_not_of_its_status() {
+    let mut world = World::default();
+    world.attach("n1", None);
+    world.sync("n1");
+    world.put(Kind::Node, "n1", json!({ "metadata": {}, "spec": { "podCIDR": "10.64.1.0/24" } }));
+    world.put(Kind::Node, "n2", json!({ "metadata": {}, "spec": { "podCIDR": "10.64.2.0/24" } }));
+    assert_eq!(world.sync("n1"), ["+Node n1"]);
+    let status = json!({ "capacity": {} });
+    world.put(Kind::Node, "n1", json!({ "spec": { "podCIDR": "10.64.1.0/24" }, "status": status }));
+    assert_eq!(world.sync("n1"), Vec::<String>::new());
+    world.put(Kind::Pod, "default/one", pod("n1", "a"));
+    world.attach("n1", None);
+    assert_eq!(world.sync("n1"), ["+Node n1", "+Pod default/one"], "the node first: pods need its addresses");
+    world.remove(Kind::Node, "n1");
+    assert_eq!(world.sync("n1"), ["-Node n1"]);
 }
 
 #[test]
