@@ -5,8 +5,8 @@
 //! plan does not give the same room away twice while the first is being written.
 //!
 //! Invariants: a plan never puts more on a node than the node can allocate, assumed bindings included; the same
-//! changes and the same times give the same plans; a pod that fits nowhere is tried again only when a change of one
-//! node makes that node pass every filter for it, or when the pod itself changes.
+//! changes and the same times give the same plans; a pod that fits nowhere is tried again only when a node passes, or
+//! passes more, of the filters for it than before, or when the pod itself changes.
 //!
 //! What decides is in `plugins`, one small file each, in the two tables of [`plugin`].
 //!

@@ -19,7 +19,7 @@ pub type Reason = Cow<'static, str>;
 /// Says whether a pod may run on a node.
 ///
 /// The answer depends on the pod and on this one node alone. The scheduler relies on it: a pod that fits nowhere is
-/// tried again when a changed node passes all filters for it.
+/// tried again when a changed node passes more of the filters for it.
 pub trait Filter: Sync {
     /// The plugin's name, as Kubernetes calls it.
     fn name(&self) -> &'static str;
@@ -55,6 +55,11 @@ pub fn refusal(pod: &PodInfo, node: &NodeInfo) -> Vec<Reason> {
         .map(|filter| filter.filter(pod, node))
         .find(|reasons| !reasons.is_empty())
         .unwrap_or_default()
+}
+
+/// Which filter refuses the node first, by its place in the table; `None` if none does.
+pub fn refused_by(pod: &PodInfo, node: &NodeInfo) -> Option<usize> {
+    FILTERS.iter().position(|filter| !filter.filter(pod, node).is_empty())
 }
 
 /// Stretches raw values so that the largest becomes [`SCORE_MAX`]; `reverse` if less is better.

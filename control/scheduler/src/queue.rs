@@ -123,6 +123,11 @@ impl Queue {
         }
     }
 
+    /// Whether a pod waits for a change.
+    pub fn has_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
     /// When [`Queue::take`] has something: `Some(now)` or earlier if it has already.
     pub fn due(&self) -> Option<Timestamp> {
         if self.ready.is_empty() {

@@ -7,7 +7,7 @@ use lichen_api::k8s::api::core::v1::Pod;
 use lichen_api::view::{Change, Kind, Object, ObjectKey, View};
 
 use crate::cluster::is_terminal;
-use crate::plugin::refusal;
+use crate::plugin::{refusal, refused_by};
 use crate::{Cluster, Plan, PodInfo, Queue, plan};
 
 /// Most pods in one plan, so that changes are taken in between.
@@ -46,6 +46,10 @@ impl Scheduler {
 
     /// Takes in a change of the view.
     pub fn observe(&mut self, change: &Change) {
+        if change.id.kind == Kind::NODE {
+            self.observe_node(change);
+            return;
+        }
         let helped = self.cluster.apply(change);
         if change.id.kind == Kind::POD {
             self.queue_pod(change);
@@ -86,6 +90,20 @@ impl Scheduler {
     /// When there is something to plan; `None` if only a change can bring something.
     pub fn due(&self) -> Option<Timestamp> {
         self.queue.due()
+    }
+
+    /// A node that changed helps a pod that it refuses later than before, if at all: what is told of the pod was true
+    /// of the node as it was. The first node helps everyone, since now there is something to tell.
+    fn observe_node(&mut self, change: &Change) {
+        let name = &change.id.key.name;
+        let before = self.cluster.node(name).filter(|_| self.queue.has_parked()).cloned();
+        self.cluster.apply(change);
+        let Some(after) = self.cluster.node(name) else { return };
+        let first = change.old.is_none() && self.cluster.nodes().count() == 1;
+        self.queue.unpark(|pod| {
+            let now = refused_by(pod, after);
+            first || now.is_none() || before.as_ref().is_some_and(|before| refused_by(pod, before) < now)
+        });
     }
 
     fn queue_pod(&mut self, change: &Change) {

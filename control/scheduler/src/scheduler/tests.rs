@@ -71,6 +71,12 @@ fn reasons_are_counted_in_the_words_of_kubernetes() {
     bench.put(pod("p", asks("2")));
     assert_eq!(bench.messages(), ["no nodes available to schedule pods"]);
 
+    // The first node changes what there is to tell.
+    bench.put(node("full", json!({"status": {"allocatable": {"cpu": "1"}}})));
+    assert_eq!(bench.messages(), ["0/1 nodes are available: 1 Insufficient cpu."]);
+    bench.remove(&node("full", json!({})));
+    bench.remove(&pod("p", json!({})));
+
     bench.put(node("small", json!({"status": {"allocatable": {"cpu": "1"}}})));
     bench.put(node(
         "tainted",
@@ -192,6 +198,15 @@ fn a_parked_pod_is_tried_again_only_when_a_change_could_help_it() {
     assert!(!woken_by(|bench| bench.put(node("b", json!({"spec": {"unschedulable": true}})))));
     assert!(woken_by(|bench| bench.put(node("a", json!({"status": {"allocatable": {"cpu": "5"}}})))));
     assert!(!woken_by(|bench| bench.put(node("a", json!({"metadata": {"labels": {"l": "v"}}})))));
+    let tainted = json!({"spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]}});
+    assert!(!woken_by(|bench| bench.put(node("a", tainted.clone()))));
+    assert!(
+        woken_by(|bench| {
+            bench.put(node("a", tainted.clone()));
+            bench.put(node("a", json!({})));
+        }),
+        "another filter refuses the node now, and that has to be told"
+    );
     assert!(woken_by(|bench| bench.remove(&pod("full", json!({})))));
     let mut ended = asks("2");
     ended["spec"]["nodeName"] = json!("a");
