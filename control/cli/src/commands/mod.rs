@@ -1,0 +1,15 @@
+//! One file a command.
+
+pub(crate) mod agent;
+pub(crate) mod apply;
+pub(crate) mod bench;
+pub(crate) mod compile_worker;
+pub(crate) mod delete;
+pub(crate) mod demo;
+pub(crate) mod fetch;
+pub(crate) mod get;
+pub(crate) mod logs;
+pub(crate) mod push;
+pub(crate) mod server;
+pub(crate) mod token;
+pub(crate) mod up;

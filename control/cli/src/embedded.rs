@@ -1,0 +1,140 @@
+//! Server and agents in this process: what `up` and `demo` start.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lichen_agent::Agent;
+use lichen_control::Server;
+
+/// How long the token lives with which an embedded agent joins; it joins at once.
+const TOKEN_TTL: Duration = Duration::from_secs(10 * 60);
+const KUBECONFIG_FILE: &str = "admin.kubeconfig";
+
+/// Where a server listens and keeps its state.
+#[derive(clap::Args, Clone)]
+pub(crate) struct ServerArguments {
+    /// Where the cluster's state lies [default: a folder under the user's state directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where the API server listens.
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:6443")]
+    pub(crate) api_addr: SocketAddr,
+    /// Where the MQTT broker listens.
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8883")]
+    pub(crate) mqtt_addr: SocketAddr,
+    /// A further host name or address that clients and nodes reach this server by. May be given several times.
+    #[arg(long = "name", value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+impl ServerArguments {
+    /// The data directory: as given, or `what` under the user's state directory.
+    pub(crate) fn data_dir(&self, what: &str) -> Result<PathBuf> {
+        match &self.data_dir {
+            Some(folder) => Ok(folder.clone()),
+            None => Ok(state_dir()?.join(what)),
+        }
+    }
+
+    /// Starts the server and leaves a kubeconfig in its data directory.
+    pub(crate) async fn start(&self, data_dir: &Path) -> Result<(Server, PathBuf)> {
+        let own = std::env::current_exe().context("finding this program's own file")?;
+        let config = lichen_control::Config {
+            data_dir: data_dir.join("server"),
+            api_addr: self.api_addr,
+            mqtt_addr: self.mqtt_addr,
+            names: self.names.clone(),
+            compile_worker: vec![own.to_string_lossy().into_owned(), "compile-worker".into()],
+        };
+        let server = Server::start(config).await?;
+        let kubeconfig = data_dir.join(KUBECONFIG_FILE);
+        write_private(&kubeconfig, &server.admin_kubeconfig())
+            .with_context(|| format!("cannot write {}", kubeconfig.display()))?;
+        Ok((server, kubeconfig))
+    }
+}
+
+/// A server and its agents in one process.
+pub(crate) struct Cluster {
+    /// The server.
+    pub(crate) server: Server,
+    /// The administrator's kubeconfig.
+    pub(crate) kubeconfig: PathBuf,
+    agents: Vec<Agent>,
+}
+
+impl Cluster {
+    /// Starts a server and one agent for each name, which joins on its first start.
+    pub(crate) async fn start(
+        arguments: &ServerArguments,
+        data_dir: &Path,
+        nodes: &[String],
+    ) -> Result<Self> {
+        let (server, kubeconfig) = arguments.start(data_dir).await?;
+        let mut cluster = Self { server, kubeconfig, agents: Vec::new() };
+        for node in nodes {
+            match cluster.start_agent(data_dir, node).await {
+                Ok(agent) => cluster.agents.push(agent),
+                Err(error) => {
+                    cluster.shutdown().await;
+                    return Err(error.context(format!("starting the agent {node}")));
+                }
+            }
+        }
+        Ok(cluster)
+    }
+
+    async fn start_agent(&self, data_dir: &Path, node: &str) -> Result<Agent> {
+        let mut address = self.server.mqtt_addr();
+        if address.ip().is_unspecified() {
+            address.set_ip([127, 0, 0, 1].into());
+        }
+        let mut config = lichen_agent::Config::new(node, data_dir.join(node), address.to_string());
+        config.token = Some(self.server.create_token(TOKEN_TTL).await?);
+        Ok(Agent::start(config).await?)
+    }
+
+    /// Stops the agents, then the server.
+    pub(crate) async fn shutdown(self) {
+        for agent in self.agents {
+            agent.shutdown().await;
+        }
+        self.server.shutdown().await;
+    }
+}
+
+/// Waits for Ctrl-C or a request to terminate.
+pub(crate) async fn interrupted() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// `$XDG_STATE_HOME/lichen`, or `~/.local/state/lichen`.
+pub(crate) fn state_dir() -> Result<PathBuf> {
+    let base = match std::env::var_os("XDG_STATE_HOME").filter(|path| !path.is_empty()) {
+        Some(path) => PathBuf::from(path),
+        None => PathBuf::from(
+            std::env::var_os("HOME").context("neither XDG_STATE_HOME nor HOME is set; use --data-dir")?,
+        )
+        .join(".local/state"),
+    };
+    Ok(base.join("lichen"))
+}
+
+/// Writes a file that its owner alone may read, whole or not at all.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let temporary = path.with_extension("tmp");
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(&temporary, path)
+}

@@ -1,1 +1,0 @@
-//! The lichen binary: server, agent, up, demo, token, apply, get, logs, bench.
