@@ -116,7 +116,17 @@ pub fn succeed(output: Output, arguments: &[&str]) -> Result<String> {
 
 fn launch(program: &Path, data_dir: &Path) -> Result<Child> {
     let mut process = Command::new(program)
-        .args(["up", "--api-addr", "127.0.0.1:0", "--mqtt-addr", "127.0.0.1:0", "--node", "edge-1", "--node", "edge-2"])
+        .args([
+            "up",
+            "--api-addr",
+            "127.0.0.1:0",
+            "--mqtt-addr",
+            "127.0.0.1:0",
+            "--node",
+            "edge-1",
+            "--node",
+            "edge-2",
+        ])
         .arg("--data-dir")
         .arg(data_dir)
         .stdin(Stdio::null())
@@ -124,9 +134,11 @@ fn launch(program: &Path, data_dir: &Path) -> Result<Child> {
         .spawn()
         .with_context(|| format!("starting {}", program.display()))?;
     let output = process.stdout.take().context("the process has an output")?;
-    for line in BufReader::new(output).lines() {
-        let line = line?;
+    let mut lines = BufReader::new(output).lines();
+    while let Some(line) = lines.next().transpose()? {
         if READY.iter().any(|ready| line.starts_with(ready)) {
+            // Reading on keeps the process from a broken pipe; the thread ends with the process.
+            std::thread::spawn(move || lines.for_each(drop));
             return Ok(process);
         }
     }

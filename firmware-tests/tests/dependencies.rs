@@ -47,7 +47,8 @@ const PURE: &[&str] = &["lichen-api", "lichen-controllers", "lichen-pods", "lich
 const IMPURE: &[&str] = &["hyper", "mio", "rand", "redb", "rumqttc", "socket2", "tokio"];
 
 /// What no build of the small agent may contain.
-const NOT_IN_AGENT: &[&str] = &["cranelift-codegen", "lichen-store", "openraft", "wasmtime-internal-cranelift"];
+const NOT_IN_AGENT: &[&str] =
+    &["cranelift-codegen", "lichen-store", "openraft", "wasmtime-internal-cranelift"];
 
 fn cargo(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
@@ -122,7 +123,9 @@ fn heavy_dependencies_stay_behind_their_fences() {
 fn the_control_plane_never_reaches_the_node() {
     for package in ["lichen-control", "lichen-gateway", "lichen-apiserver"] {
         let reach = reach(package);
-        for node in ["lichen-agent", "lichen-link", "lichen-net", "lichen-pods", "lichen-runtime", "lichen-state"] {
+        for node in
+            ["lichen-agent", "lichen-link", "lichen-net", "lichen-pods", "lichen-runtime", "lichen-state"]
+        {
             assert!(!reach.contains(node), "{package} reaches {node}");
         }
     }
