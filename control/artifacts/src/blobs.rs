@@ -3,6 +3,7 @@
 //! A blob is written under a temporary name, hashed, synced and only then renamed into its place, so every file in place
 //! was whole once. The disk may still have damaged it since: whoever reads it whole hashes it again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -102,6 +103,23 @@ impl Blobs {
         let (file, total) = open().map_err(|e| error(digest, e))?;
         let check = (offset == 0 && len == total).then(Hasher::new);
         Ok(BlobReader { file, digest: *digest, remaining: len, check })
+    }
+
+    /// Removes every blob that is not in `keep`, and says how many those were.
+    pub(crate) fn retain(&self, keep: &BTreeSet<Digest>) -> io::Result<usize> {
+        let mut removed = 0;
+        for dir in fs::read_dir(&self.root)? {
+            for file in fs::read_dir(dir?.path())? {
+                let file = file?;
+                // What has no digest for a name was not put here by this store.
+                let digest = file.file_name().to_str().and_then(|name| Digest::from_hex(name).ok());
+                if digest.is_some_and(|digest| !keep.contains(&digest)) {
+                    fs::remove_file(file.path())?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {

@@ -9,7 +9,7 @@
 //! A compiled artifact is kept with a record of what it was made from, its hash, and the CA's signature over all of that.
 //! Both are checked whenever it is taken out of the cache; one that does not check is made again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -250,6 +250,20 @@ impl Compiler {
         };
         let (this, key) = (self.clone(), job.clone());
         files::blocking(move || this.keep(&key, &output)).await
+    }
+
+    /// Removes what was compiled from components that are not in `keep`.
+    pub(crate) fn retain(&self, keep: &BTreeSet<Digest>) -> io::Result<()> {
+        for dir in std::fs::read_dir(&self.root)? {
+            for file in std::fs::read_dir(dir?.path())? {
+                let path = file?.path();
+                let digest = path.file_stem().and_then(|stem| stem.to_str()).map(Digest::from_hex);
+                if matches!(digest, Some(Ok(digest)) if !keep.contains(&digest)) {
+                    std::fs::remove_file(path)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn places(&self, (digest, profile): &Job) -> (PathBuf, PathBuf) {

@@ -7,6 +7,7 @@
 //!   which the next start removes;
 //! - a compiled artifact leaves this crate only with a signature of the cluster's CA over what it was made from and for,
 //!   so that a node maps nothing that the control plane did not compile;
+//! - what no manifest names is removed on opening, unless a manifest can't be read;
 //! - compilers run in a process apart, limited in memory, processor time and wall time; they are never linked in here.
 //!
 //! Deliberately absent: pulling from other registries, authentication (whoever mounts [`Artifacts::handle`] admits
@@ -84,6 +85,7 @@ impl Artifacts {
         let blobs = Arc::new(blobs::Blobs::open(dir, temporary.clone())?);
         let repositories = Arc::new(repositories::Repositories::open(dir, temporary.clone())?);
         let compiler = Arc::new(compile::Compiler::open(dir, temporary, compile, signer)?);
+        sweep(&blobs, &repositories, &compiler);
         let uploads = Arc::new(upload::Uploads::new(blobs.clone()));
         Ok(Artifacts { blobs, repositories, uploads, compiler, _lock: lock })
     }
@@ -113,5 +115,22 @@ impl Artifacts {
     pub async fn blob(&self, digest: &Digest) -> Result<bytes::Bytes, BlobError> {
         let (blobs, digest) = (self.blobs.clone(), *digest);
         files::blocking(move || blobs.read(&digest)).await
+    }
+}
+
+/// Removes what no manifest names: leftovers of pushes that were broken off, and of deleted manifests. Only on opening,
+/// when nothing is being pushed. Whatever stands in the way is logged, and leaves things as they are.
+fn sweep(blobs: &blobs::Blobs, repositories: &repositories::Repositories, compiler: &compile::Compiler) {
+    let keep = match repositories.referenced(blobs) {
+        Ok(keep) => keep,
+        Err(error) => {
+            tracing::warn!(%error, "a manifest can't be read, so nothing is removed from the artifact store");
+            return;
+        }
+    };
+    match blobs.retain(&keep).and_then(|removed| compiler.retain(&keep).map(|()| removed)) {
+        Ok(0) => {}
+        Ok(removed) => tracing::info!(removed, "blobs that no manifest names were removed"),
+        Err(error) => tracing::warn!(%error, "leftovers in the artifact store could not be removed"),
     }
 }

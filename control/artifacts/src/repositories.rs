@@ -279,6 +279,24 @@ impl Repositories {
         Ok(found)
     }
 
+    /// Everything that a manifest names, and the manifests themselves. An error if a manifest can't be read: then it is
+    /// not known what is still needed.
+    pub(crate) fn referenced(&self, blobs: &Blobs) -> Result<BTreeSet<Digest>, ResolveError> {
+        let mut all = BTreeSet::new();
+        for name in self.catalog()? {
+            for hex in names(&self.root.join(&name).join(MANIFESTS))? {
+                let digest = Digest::from_hex(&hex).map_err(io::Error::other)?;
+                all.insert(digest);
+                let manifest: Manifest =
+                    serde_json::from_slice(&blobs.read(&digest)?).map_err(io::Error::other)?;
+                for part in manifest.config.iter().chain(&manifest.layers).chain(&manifest.manifests) {
+                    all.insert(part.digest.parse().map_err(io::Error::other)?);
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// See [`crate::Artifacts::resolve`].
     pub(crate) fn resolve(&self, blobs: &Blobs, reference: &Reference) -> Result<Resolved, ResolveError> {
         if let Some(host) = &reference.host {

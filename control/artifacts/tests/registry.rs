@@ -262,3 +262,30 @@ async fn deleting_a_manifest_takes_its_tags_along() {
     assert!(artifacts.resolve(&reference("a:v1")).await.is_err());
     assert_eq!(send(&artifacts, Method::DELETE, &by_digest, &[], b"").await.0, StatusCode::NOT_FOUND);
 }
+
+#[tokio::test]
+async fn what_no_manifest_names_goes_with_a_restart_and_all_else_stays() {
+    let (dir, artifacts) = fixture();
+    let local = Local(artifacts.clone());
+    let pushed = push(&local, &reference("team/a:v1"), Bytes::from_static(COMPONENT)).await.unwrap();
+    artifacts.compiled(&pushed.layer, "p").await.unwrap();
+    let stray = Digest::of(b"stray");
+    let upload = format!("/v2/a/blobs/uploads/?digest={stray}");
+    send(&artifacts, Method::POST, &upload, &[], b"stray").await;
+    drop((artifacts, local));
+    let artifacts = common::open(dir.path(), common::script("exit 1")).unwrap();
+    assert_eq!(get(&artifacts, &format!("/v2/a/blobs/{stray}")).await.0, StatusCode::NOT_FOUND);
+    let resolved = artifacts.resolve(&reference("team/a:v1")).await.unwrap();
+    artifacts.blob(&resolved.layer).await.unwrap();
+    artifacts.compiled(&resolved.layer, "p").await.expect("kept, since this worker makes none");
+
+    // A manifest that can't be read: nobody knows what it names, so nothing goes.
+    send(&artifacts, Method::POST, &upload, &[], b"stray").await;
+    drop(artifacts);
+    let hex = pushed.manifest.hex();
+    std::fs::write(dir.path().join("blobs/sha256").join(&hex[..2]).join(&hex), b"damaged").unwrap();
+    let artifacts = common::open(dir.path(), common::cat()).unwrap();
+    assert_eq!(get(&artifacts, &format!("/v2/a/blobs/{stray}")).await.0, StatusCode::OK);
+    assert!(artifacts.resolve(&reference("team/a:v1")).await.is_err(), "damage is never served");
+    artifacts.blob(&resolved.layer).await.unwrap();
+}
