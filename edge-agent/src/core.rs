@@ -10,19 +10,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use lichen_api::k8s::api::core::v1::{Node, Pod};
+use lichen_api::k8s::api::core::v1::Pod;
 use lichen_link::LinkEvent;
 use lichen_net::{Pool, Proxy};
 use lichen_pods::{Command, Input, PodMachine, PodState};
-use lichen_state::{Change, Checkpoint, Contents, Object, Space, SyncState};
-use lichen_wire::report;
+use lichen_state::{Change, Checkpoint, Contents, Space, SyncState};
 use lichen_workload::{Artifact, ContainerId, Event, Runtime, State};
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::artifacts::{Artifacts, Failure, Prepared};
 use crate::clock::now;
@@ -30,8 +28,8 @@ use crate::config::Config;
 use crate::env::Environment;
 use crate::events::Recorder;
 use crate::exit::exit_of;
-use crate::node::{self, Machine};
-use crate::objects::{Effect, Id, Objects};
+use crate::node::Machine;
+use crate::objects::{Id, Objects};
 use crate::uplink::Outbox;
 use crate::volumes::Planned;
 
@@ -97,15 +95,15 @@ pub(crate) struct Core {
     pub(crate) routes_stale: bool,
     pub(crate) routes_retry: Option<Timestamp>,
     checkpoint: Arc<Checkpoint>,
-    sync: SyncState,
+    pub(crate) sync: SyncState,
     /// What the snapshot that is arriving has not named yet.
-    snapshot: Option<BTreeSet<Id>>,
-    commands: Vec<(String, Command)>,
+    pub(crate) snapshot: Option<BTreeSet<Id>>,
+    pub(crate) commands: Vec<(String, Command)>,
     dirty: BTreeSet<String>,
     /// Whether what waits to be made durable must be before anything else happens.
     urgent: bool,
     flush_at: Option<Timestamp>,
-    connected: watch::Sender<bool>,
+    pub(crate) connected: watch::Sender<bool>,
 }
 
 /// What the core is made of.
@@ -205,7 +203,7 @@ impl Core {
         }
     }
 
-    fn insert(&mut self, uid: &str, key: String, machine: PodMachine, stored: Vec<u8>) {
+    pub(crate) fn insert(&mut self, uid: &str, key: String, machine: PodMachine, stored: Vec<u8>) {
         let entry = Entry {
             machine,
             key,
@@ -384,143 +382,6 @@ impl Core {
                 }
             }
             Err(broadcast::error::RecvError::Closed) => {}
-        }
-    }
-
-    fn on_link(&mut self, event: LinkEvent) {
-        match event {
-            LinkEvent::Connected { epoch, .. } => {
-                info!(epoch, "connected with the control plane");
-                self.sync.epoch = self.sync.epoch.max(epoch);
-                self.incarnation(&event);
-                self.connected.send_replace(true);
-                self.report_all();
-            }
-            LinkEvent::Lost(reason) => {
-                info!(?reason, "the control plane is out of reach; pods go on");
-                self.connected.send_replace(false);
-                self.snapshot = None;
-            }
-            LinkEvent::SnapshotBegin { .. } => self.snapshot = Some(self.objects.known()),
-            LinkEvent::Item { kind, key, version, body } => self.on_item(kind, key, version, &body),
-            LinkEvent::Remove { kind, key, .. } => self.on_remove(&kind, &key),
-            LinkEvent::SnapshotEnd { version } => {
-                for (kind, key) in self.snapshot.take().unwrap_or_default() {
-                    self.on_remove(&kind, &key);
-                }
-                self.synced(version);
-            }
-            LinkEvent::Synced { version } => self.synced(version),
-            LinkEvent::Stream { request, stream } => self.on_stream(&request, Box::new(stream)),
-        }
-    }
-
-    /// Versions of another incarnation say nothing about this one.
-    fn incarnation(&mut self, event: &LinkEvent) {
-        if let LinkEvent::Connected { incarnation, .. } = event {
-            match self.sync.synced {
-                Some((known, _)) if known == *incarnation => {}
-                _ => self.sync.synced = Some((*incarnation, 0)),
-            }
-        }
-    }
-
-    /// Notes how far the desired state has arrived. It rides with the next commit: to know it late costs a
-    /// snapshot, to write it each time would cost a write for every change in the cluster.
-    fn synced(&mut self, version: u64) {
-        if let Some((incarnation, _)) = self.sync.synced {
-            self.sync.synced = Some((incarnation, version));
-        }
-    }
-
-    fn on_item(&mut self, kind: String, key: String, version: u64, body: &Bytes) {
-        let effect = match self.objects.put(&kind, &key, body) {
-            Ok(effect) => effect,
-            Err(error) => return error!(%error, "an object of the control plane is left out"),
-        };
-        if let Some(unseen) = &mut self.snapshot {
-            unseen.remove(&(kind.clone(), key.clone()));
-        }
-        if effect != Effect::Nothing {
-            let object = Object { kind, key: key.clone(), version, body: body.to_vec() };
-            self.changes.push(Change::PutObject(object));
-        }
-        match effect {
-            Effect::Pod(pod) => self.on_pod(key, pod),
-            Effect::Config => self.config_stale = true,
-            Effect::Services => self.routes_stale = true,
-            Effect::Node => {
-                self.set_pool();
-                self.config_stale = true;
-                self.report_node();
-            }
-            Effect::PodRemoved | Effect::Nothing => {}
-        }
-    }
-
-    fn on_pod(&mut self, key: String, pod: Arc<Pod>) {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        if let Some(before) = self.keys.insert(key.clone(), uid.clone())
-            && before != uid
-        {
-            self.forget(&before);
-        }
-        if self.gone.contains_key(&uid) {
-            self.report_gone(&uid);
-            return;
-        }
-        if !self.entries.contains_key(&uid) {
-            self.insert(&uid, key, PodMachine::new(pod.clone(), now()), Vec::new());
-        }
-        self.step(&uid, Input::Desired(pod));
-    }
-
-    /// The control plane no longer wants the pod of this UID, nor to hear of it.
-    fn forget(&mut self, uid: &str) {
-        if self.gone.remove(uid).is_some() {
-            self.changes.push(Change::Remove(Space::Gone, uid.to_owned()));
-        }
-        self.step(uid, Input::Removed);
-    }
-
-    fn on_remove(&mut self, kind: &str, key: &str) {
-        match self.objects.remove(kind, key) {
-            Effect::Nothing => return,
-            Effect::PodRemoved => {
-                if let Some(uid) = self.keys.remove(key) {
-                    self.forget(&uid);
-                }
-            }
-            Effect::Config => self.config_stale = true,
-            Effect::Services => self.routes_stale = true,
-            Effect::Pod(_) | Effect::Node => {}
-        }
-        self.changes.push(Change::RemoveObject { kind: kind.to_owned(), key: key.to_owned() });
-    }
-
-    /// Reports every level anew, since the other side may have forgotten.
-    fn report_all(&mut self) {
-        self.machine = Machine::look(&self.config.data_dir);
-        self.report_node();
-        for uid in self.gone.keys().cloned().collect::<Vec<_>>() {
-            self.report_gone(&uid);
-        }
-        for (uid, entry) in &self.entries {
-            if let Some(status) = entry.machine.reported() {
-                self.commands.push((uid.clone(), Command::Report(Box::new(status.clone()))));
-            }
-        }
-    }
-
-    fn report_node(&self) {
-        let ip = self.pool.as_ref().map(Pool::node);
-        let node: Node = node::node(&self.config, &self.machine, ip, now());
-        self.report(report::NODE, &self.config.node_name, "", &node);
-    }
-
-    pub(crate) fn report_gone(&self, uid: &str) {
-        if let Some(key) = self.gone.get(uid) {
-            self.report(report::POD_GONE, key, uid, &());
         }
     }
 

@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_certificate_as_pem_is_the_same_certificate() {
-        let authority = lichen_pki::Authority::new().expect("an authority");
+        let authority = crate::testing::authority();
         let pem = pem(authority.ca_der());
         assert_eq!(lichen_pki::digest_of_pem(&pem).expect("reads"), authority.ca_digest());
     }

@@ -21,6 +21,9 @@ mod logs;
 mod node;
 mod objects;
 mod probe;
+mod sync;
+#[cfg(test)]
+mod testing;
 mod uplink;
 mod volumes;
 

@@ -114,3 +114,75 @@ fn open(wanted: &Wanted, runtime: &dyn Runtime) -> Result<LogStream, Refusal> {
 pub(crate) fn refuse(stream: Box<dyn ByteStream>, code: StreamErrorCode, message: &str) {
     stream.reset(&StreamError { code, message }.to_string());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+
+    use lichen_wire::stream::REQUEST_BYTES_MAX;
+    use lichen_workload::mock::{MockRuntime, Script};
+    use lichen_workload::{Artifact, ContainerSpec, Limits};
+
+    use super::*;
+    use crate::testing::{FakeStream, Written};
+
+    fn stream() -> (Box<dyn ByteStream>, Arc<Mutex<Written>>) {
+        let written = Arc::<Mutex<Written>>::default();
+        let stream = FakeStream { chunks: VecDeque::new(), end: Ok(()), written: written.clone() };
+        (Box::new(stream), written)
+    }
+
+    fn wanted(dir: &std::path::Path) -> Wanted {
+        Wanted {
+            id: ContainerId::of_attempt("u", "c", 0).expect("an id"),
+            path: dir.join("0.log"),
+            options: LogOptions::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_is_served_from_the_runtime_or_from_its_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let wanted = wanted(dir.path());
+        let runtime = MockRuntime::default();
+        let (to, written) = stream();
+        serve(wanted.clone(), Arc::new(runtime.clone()), to).await;
+        let text = written.lock().expect("not poisoned").reset.clone().expect("was refused");
+        assert_eq!(text, "NotFound: the container's log is no longer on the node");
+
+        std::fs::write(&wanted.path, "2026-11-22T02:19:02.000000000Z stdout F from the file\n")
+            .expect("writes");
+        let (to, written) = stream();
+        serve(wanted.clone(), Arc::new(runtime.clone()), to).await;
+        let served = written.lock().expect("not poisoned");
+        assert_eq!((served.data.as_slice(), served.finished), (b"from the file\n".as_slice(), true));
+
+        let artifact = Artifact::Component { path: "x".into(), digest: "d".into() };
+        runtime.script("x", Script { output: vec!["from the runtime".into()], ..Script::default() });
+        let spec = ContainerSpec {
+            id: wanted.id.clone(),
+            artifact,
+            args: vec![],
+            env: vec![],
+            mounts: vec![],
+            limits: Limits::default(),
+            serve: vec![],
+            log: wanted.path.clone(),
+        };
+        runtime.create(spec).await.expect("creates");
+        runtime.start(&wanted.id).await.expect("starts");
+        let (to, written) = stream();
+        serve(wanted, Arc::new(runtime), to).await;
+        assert_eq!(written.lock().expect("not poisoned").data, b"from the runtime\n");
+    }
+
+    #[test]
+    fn requests() {
+        assert_eq!(read(b"nonsense").expect_err("is refused").0, StreamErrorCode::Invalid);
+        let mut out = [0; REQUEST_BYTES_MAX];
+        let request = StreamRequest::Artifact { image: "i", profile: "p", offset: 0 };
+        let len = request.write(&mut out).expect("fits");
+        assert_eq!(read(&out[..len]).expect_err("is refused").1, "a node serves no artifacts");
+    }
+}

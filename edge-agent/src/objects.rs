@@ -94,7 +94,8 @@ impl Objects {
 
     /// Forgets an object.
     pub(crate) fn remove(&mut self, kind: &str, key: &str) -> Effect {
-        if !self.known.remove(&(kind.to_owned(), key.to_owned())) {
+        // A node keeps the range of addresses that its pods have, until it is given another.
+        if kind == "Node" || !self.known.remove(&(kind.to_owned(), key.to_owned())) {
             return Effect::Nothing;
         }
         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
@@ -165,6 +166,8 @@ mod tests {
         assert_eq!(objects.put("Node", "n", &cbor(&node)).expect("reads"), Effect::Node);
         assert_eq!(objects.pod_cidr(), Some("10.64.3.0/24"));
         assert_eq!(objects.known().len(), 4);
+        assert_eq!(objects.remove("Node", "n"), Effect::Nothing);
+        assert_eq!(objects.pod_cidr(), Some("10.64.3.0/24"));
         assert_eq!(objects.remove("Service", "ns/w"), Effect::Services);
         assert_eq!(objects.table.routes().len(), 0);
         assert_eq!(objects.remove("Pod", "ns/p"), Effect::PodRemoved);

@@ -1,0 +1,205 @@
+//! Stand-ins for the control plane, for this crate's tests.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use lichen_engine::ProfileId;
+use lichen_link::{LinkError, StreamError};
+use lichen_pki::Authority;
+use lichen_wire::body::Blob;
+use lichen_wire::stream::{
+    ARTIFACT_SIGNING_CONTEXT, ArtifactHead, REQUEST_BYTES_MAX, StreamRequest, statement,
+};
+use ring::digest::{SHA256, digest};
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use crate::uplink::{ByteStream, Uplink};
+
+/// A certificate authority of its own.
+pub(crate) fn authority() -> Authority {
+    let dir = tempfile::tempdir().expect("a directory");
+    Authority::open_or_create(dir.path()).expect("an authority")
+}
+
+/// How long a test waits for something that must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A report, as the gateway would read it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Report {
+    pub(crate) kind: String,
+    pub(crate) key: String,
+    pub(crate) uid: String,
+    pub(crate) body: Value,
+}
+
+/// How the next transfers go.
+#[derive(Debug, Clone)]
+pub(crate) enum Transfer {
+    /// The link is lost after this many bytes.
+    LostAfter(usize),
+    /// The bytes are not those that were announced.
+    Damaged,
+    /// Somebody else vouches for them.
+    Forged,
+    /// An error in place of the artifact.
+    Error(&'static str),
+}
+
+/// A control plane that takes reports and serves one artifact under any name.
+pub(crate) struct Fake {
+    pub(crate) authority: Authority,
+    pub(crate) artifact: Vec<u8>,
+    pub(crate) reports: Mutex<Vec<Report>>,
+    pub(crate) offsets: Mutex<Vec<u64>>,
+    pub(crate) transfers: Mutex<VecDeque<Transfer>>,
+    changed: Notify,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            authority: authority(),
+            artifact: (0..100_000u32).flat_map(u32::to_le_bytes).collect(),
+            reports: Mutex::default(),
+            offsets: Mutex::default(),
+            transfers: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// Waits until the latest report of a kind about a key satisfies the condition; forgets all before it.
+    pub(crate) async fn wait(&self, kind: &str, key: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let wait = async {
+            loop {
+                let changed = self.changed.notified();
+                {
+                    let mut reports = self.reports.lock().expect("not poisoned");
+                    let found =
+                        reports.iter().position(|r| r.kind == kind && r.key == key && condition(&r.body));
+                    if let Some(at) = found {
+                        let body = reports[at].body.clone();
+                        reports.drain(..=at);
+                        return body;
+                    }
+                }
+                changed.await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, wait).await {
+            Ok(body) => body,
+            Err(_) => panic!("no such {kind} {key}: {:#?}", self.reports.lock().expect("not poisoned")),
+        }
+    }
+
+    fn serve(&self, offset: u64) -> FakeStream {
+        self.offsets.lock().expect("not poisoned").push(offset);
+        let transfer = self.transfers.lock().expect("not poisoned").pop_front();
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(digest(&SHA256, &self.artifact).as_ref());
+        let len = self.artifact.len() as u64;
+        let text = statement(&[2; 32], &ProfileId::host().to_string(), &sha256, len).expect("fits");
+        let other = authority();
+        let signer = if matches!(transfer, Some(Transfer::Forged)) { &other } else { &self.authority };
+        let signature = signer.sign(ARTIFACT_SIGNING_CONTEXT, &text).expect("signs");
+        let head =
+            ArtifactHead { manifest: [1; 32], component: [2; 32], sha256, len, signature: Blob(&signature) };
+        let mut out = vec![0; REQUEST_BYTES_MAX];
+        let head_len = head.write(&mut out).expect("fits");
+        out.truncate(head_len);
+        let mut bytes = self.artifact[usize::try_from(offset).expect("fits")..].to_vec();
+        if matches!(transfer, Some(Transfer::Damaged)) {
+            bytes[7] ^= 1;
+        }
+        let mut end = Ok(());
+        match transfer {
+            Some(Transfer::LostAfter(count)) => {
+                bytes.truncate(count);
+                end = Err(StreamError::Lost);
+            }
+            Some(Transfer::Error(text)) => {
+                out.clear();
+                bytes.clear();
+                end = Err(StreamError::Remote(text.to_owned()));
+            }
+            _ => {}
+        }
+        // The head arrives in two pieces, to be put together.
+        let mut chunks: VecDeque<Bytes> = out.chunks(40).map(Bytes::copy_from_slice).collect();
+        chunks.extend(bytes.chunks(30_000).map(Bytes::copy_from_slice));
+        FakeStream { chunks, end, written: Arc::default() }
+    }
+}
+
+impl Uplink for Fake {
+    fn report<'a>(
+        &'a self,
+        kind: &'a str,
+        key: &'a str,
+        uid: &'a str,
+        body: Vec<u8>,
+    ) -> BoxFuture<'a, Result<(), LinkError>> {
+        async move {
+            let body = serde_cbor::from_slice(&body).expect("reads");
+            let report = Report { kind: kind.to_owned(), key: key.to_owned(), uid: uid.to_owned(), body };
+            self.reports.lock().expect("not poisoned").push(report);
+            self.changed.notify_waiters();
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn open(&self, request: Vec<u8>) -> BoxFuture<'_, Result<Box<dyn ByteStream>, LinkError>> {
+        async move {
+            match StreamRequest::read(&request) {
+                Ok(StreamRequest::Artifact { offset, .. }) => {
+                    Ok(Box::new(self.serve(offset)) as Box<dyn ByteStream>)
+                }
+                _ => Err(LinkError::NotConnected),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// What was written to a stream, and how it ended.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Written {
+    pub(crate) data: Vec<u8>,
+    pub(crate) finished: bool,
+    pub(crate) reset: Option<String>,
+}
+
+/// A stream that gives what it was made with.
+pub(crate) struct FakeStream {
+    pub(crate) chunks: VecDeque<Bytes>,
+    pub(crate) end: Result<(), StreamError>,
+    pub(crate) written: Arc<Mutex<Written>>,
+}
+
+impl ByteStream for FakeStream {
+    fn read(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, StreamError>> {
+        let next = self.chunks.pop_front();
+        let end = self.end.clone();
+        async move { next.map_or(end.map(|()| None), |chunk| Ok(Some(chunk))) }.boxed()
+    }
+
+    fn write<'a>(&'a mut self, data: &'a [u8]) -> BoxFuture<'a, Result<(), StreamError>> {
+        self.written.lock().expect("not poisoned").data.extend_from_slice(data);
+        async { Ok(()) }.boxed()
+    }
+
+    fn finish(&mut self) -> BoxFuture<'_, Result<(), StreamError>> {
+        self.written.lock().expect("not poisoned").finished = true;
+        async { Ok(()) }.boxed()
+    }
+
+    fn reset(self: Box<Self>, error: &str) {
+        self.written.lock().expect("not poisoned").reset = Some(error.to_owned());
+    }
+}
