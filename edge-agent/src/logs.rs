@@ -155,8 +155,8 @@ mod tests {
             .expect("writes");
         let (to, written) = stream();
         serve(wanted.clone(), Arc::new(runtime.clone()), to).await;
-        let served = written.lock().expect("not poisoned");
-        assert_eq!((served.data.as_slice(), served.finished), (b"from the file\n".as_slice(), true));
+        let expect = Written { data: b"from the file\n".to_vec(), finished: true, reset: None };
+        assert_eq!(*written.lock().expect("not poisoned"), expect);
 
         let artifact = Artifact::Component { path: "x".into(), digest: "d".into() };
         runtime.script("x", Script { output: vec!["from the runtime".into()], ..Script::default() });

@@ -100,7 +100,7 @@ mod tests {
         let parse = |args: &[&str]| {
             let args = ["lichen-agent", "run", "--server", "h:1", "--data-dir", "/d"].iter().chain(args);
             let Command::Run(run) = Cli::try_parse_from(args)?.command;
-            Ok::<_, anyhow::Error>(run.config()?)
+            run.config()
         };
         let config = parse(&["--node-name", "n", "--label", "a=b", "--label", "c="]).expect("parses");
         assert_eq!(config.node_name, "n");
