@@ -43,6 +43,22 @@ impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
     }
 }
 
+/// Writes 32 bytes as one CBOR byte string.
+pub(crate) mod bytes32 {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use super::Blob;
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+        let Blob(bytes) = Blob::deserialize(deserializer)?;
+        bytes.try_into().map_err(|_| de::Error::invalid_length(bytes.len(), &"32 bytes"))
+    }
+}
+
 /// Most bytes that a data frame has beside those of messages.
 pub const FRAME_OVERHEAD_BYTES: usize = DATA_HEADER_BYTES + HEAD_BYTES_MAX + TAG_BYTES;
 /// Most bytes that a head and the framing of fragments take: each of those takes up to ten.

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::body::Blob;
+use crate::body::{Blob, bytes32};
 use crate::codec::{self, CodecError};
 use crate::frame::{Nonce, VERSION};
 use crate::keys::NodeKey;
@@ -162,10 +162,13 @@ pub struct JoinRequest<'a> {
     #[serde(borrow)]
     pub csr: Blob<'a>,
     /// Its X25519 public key.
+    #[serde(with = "bytes32")]
     pub public: [u8; 32],
     /// Fresh random bytes.
+    #[serde(with = "bytes32")]
     pub nonce: Nonce,
     /// Over all of the above and the pinned CA digest.
+    #[serde(with = "bytes32")]
     pub mac: [u8; 32],
 }
 
@@ -175,6 +178,7 @@ pub enum JoinReply<'a> {
     /// The machine is a node now.
     Accepted {
         /// The nonce of the request that this answers.
+        #[serde(with = "bytes32")]
         nonce: Nonce,
         /// The node's certificate, in whatever form both sides agree on (PEM).
         #[serde(borrow)]
@@ -183,13 +187,16 @@ pub enum JoinReply<'a> {
         #[serde(borrow)]
         ca: Blob<'a>,
         /// The control plane's X25519 public key.
+        #[serde(with = "bytes32")]
         public: [u8; 32],
         /// Over the request and all of the above.
+        #[serde(with = "bytes32")]
         mac: [u8; 32],
     },
     /// It is not.
     Refused {
         /// The nonce of the request that this answers.
+        #[serde(with = "bytes32")]
         nonce: Nonce,
         /// Why.
         reason: Refusal,
