@@ -149,6 +149,7 @@ pub struct GatewayConfig {
 
 /// Which side of a session this is.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "without a heap there is nowhere to box the larger one")]
 pub enum Config {
     /// The node's side.
     Agent(AgentConfig),
