@@ -8,10 +8,12 @@
 //! This module is for tests: it panics where a promise is broken.
 
 mod memory;
+mod play;
 mod suite;
 
 pub use memory::{Faults, MemoryCarrier};
-pub use suite::{Outcome, Script, Suite};
+pub use play::{Outcome, Script};
+pub use suite::Suite;
 
 use alloc::vec::Vec;
 
