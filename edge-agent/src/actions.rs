@@ -1,36 +1,32 @@
 //! What the core does about a pod machine's commands.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use lichen_api::k8s::api::core::v1::{Container, ObjectReference, Pod};
+use lichen_api::k8s::api::core::v1::{ObjectReference, Pod};
 use lichen_api::k8s::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use lichen_api::quantity::Quantity;
 use lichen_net::{Pool, PoolError};
 use lichen_pods::{Command, Input, Life, PodEvent, Sandbox, Stage};
 use lichen_state::{Change, Space};
 use lichen_wire::report;
 use lichen_wire::stream::StreamErrorCode;
-use lichen_workload::{Artifact, ContainerId, ContainerSpec, Limits, Mount, Runtime, RuntimeError};
-use rand::RngExt;
+use lichen_workload::{ContainerId, ContainerSpec, Runtime, RuntimeError};
 use tokio::sync::mpsc;
 use tracing::{debug, error, warn};
 
 use crate::clock::now;
 use crate::core::{Core, Msg};
-use crate::env::{self, Environment};
+use crate::env;
 use crate::exit::exit_of;
 use crate::facts::Facts;
 use crate::logs;
 use crate::probe;
+use crate::spec::{find, in_use, ports};
 use crate::uplink::ByteStream;
 use crate::volumes::{self, Planned};
 
-/// The port of a request handler whose container names none.
-const PORT_DEFAULT: u16 = 8080;
 /// When routes that could not be served are tried again.
 const ROUTES_RETRY: SignedDuration = SignedDuration::from_secs(15);
 
@@ -126,7 +122,22 @@ impl Core {
 
     fn assign(&mut self, uid: &str) -> Result<(), String> {
         let pool = self.pool.as_mut().ok_or("the node has not been given a range of pod addresses yet")?;
-        let ip = pool.assign(uid).map_err(|error: PoolError| error.to_string())?;
+        let mode = self.config.address_mode;
+        let ports: Vec<u16> =
+            self.entries.get(uid).map(|entry| ports(entry.machine.pod())).unwrap_or_default();
+        let ip = loop {
+            let ip = pool.assign(uid).map_err(|error: PoolError| error.to_string())?;
+            // No container of the pod runs yet, so a port that is taken is somebody else's: of another cluster on
+            // this machine, or of a program that listens on every address.
+            let taken = ports.iter().find(|port| in_use(SocketAddr::from((mode.map(ip), **port))));
+            match taken {
+                Some(port) => {
+                    debug!(%ip, port, "another program listens on a pod address; it is left alone");
+                    pool.avoid(uid);
+                }
+                None => break ip,
+            }
+        };
         if self.addresses.insert(uid.to_owned(), ip) != Some(ip) {
             self.changes.push(Change::Put(Space::Address, uid.to_owned(), ip.to_string().into_bytes()));
         }
@@ -269,64 +280,6 @@ impl Core {
         });
     }
 
-    fn spec(&self, uid: &str, name: &str, attempt: u32) -> Result<ContainerSpec, String> {
-        let entry = self.entries.get(uid).ok_or("the pod is gone")?;
-        let pod = entry.machine.pod();
-        let container = find(pod, name).ok_or("the container is gone")?;
-        let artifact: Artifact = entry.artifacts.get(name).cloned().ok_or("its artifact is not loaded")?;
-        let env: Environment = entry.environments.get(name).cloned().ok_or("it is not configured")?;
-        let ip = self.addresses.get(uid).copied().ok_or("the pod has no address")?;
-        let ip = self.config.address_mode.map(ip);
-        let ports = container.ports.iter().flatten();
-        let tcp = ports.filter(|p| p.protocol.as_deref().is_none_or(|p| p == "TCP"));
-        let mut serve: Vec<SocketAddr> =
-            tcp.filter_map(|p| Some(SocketAddr::from((ip, u16::try_from(p.container_port).ok()?)))).collect();
-        if serve.is_empty() {
-            serve.push(SocketAddr::from((ip, PORT_DEFAULT)));
-        }
-        Ok(ContainerSpec {
-            id: ContainerId::of_attempt(uid, name, attempt).map_err(|error| error.to_string())?,
-            artifact,
-            args: env::arguments(container, &env),
-            env,
-            mounts: self.mounts(uid, pod, container)?,
-            limits: limits(container)?,
-            serve,
-            log: self.log_path(uid, name, attempt),
-        })
-    }
-
-    fn mounts(&self, uid: &str, pod: &Pod, container: &Container) -> Result<Vec<Mount>, String> {
-        let root = self.pod_dir(uid).join("volumes");
-        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
-        let writable = |name: &str| {
-            volumes.into_iter().flatten().any(|volume| volume.name == name && volume.empty_dir.is_some())
-        };
-        let mounts = container.volume_mounts.iter().flatten();
-        mounts
-            .map(|mount| {
-                let mut host = root.join(&mount.name);
-                if let Some(below) = mount.sub_path.as_deref().filter(|path| !path.is_empty()) {
-                    if below.split('/').any(|part| part == "..") || below.starts_with('/') {
-                        return Err(format!("subPath {below:?} does not stay inside its volume"));
-                    }
-                    host.push(below);
-                    if !host.is_dir() {
-                        return Err(format!(
-                            "subPath {below:?} is no directory: components see directories only"
-                        ));
-                    }
-                }
-                let read_only = mount.read_only == Some(true) || !writable(&mount.name);
-                Ok(Mount { host, guest: mount.mount_path.clone(), read_only })
-            })
-            .collect()
-    }
-
-    fn log_path(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
-        self.pod_dir(uid).join("logs").join(container).join(format!("{attempt}.log"))
-    }
-
     fn gone(&mut self, uid: &str, confirm: bool) {
         let Some(entry) = self.entries.remove(uid) else { return };
         self.release(uid);
@@ -372,8 +325,7 @@ impl Core {
     }
 
     fn event(&mut self, about: ObjectReference, what: (&str, &str, String)) {
-        let random = rand::rng().random();
-        let (key, event) = self.recorder.record(about, what, &self.config.node_name, now(), random);
+        let (key, event) = self.recorder.record(about, what, &self.config.node_name, now());
         self.report(report::EVENT, &key, "", &event);
     }
 
@@ -458,21 +410,4 @@ async fn launch(runtime: &dyn Runtime, spec: ContainerSpec) -> Result<(), Runtim
 /// Answers the core; when it is gone, nobody is there to care.
 async fn answer(messages: &mpsc::Sender<Msg>, message: Msg) {
     let _ = messages.send(message).await;
-}
-
-fn find<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
-    let spec = pod.spec.as_ref()?;
-    spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name)
-}
-
-fn limits(container: &Container) -> Result<Limits, String> {
-    let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
-    let amount = |name: &str| -> Result<Option<Quantity>, String> {
-        let Some(text) = limits.and_then(|limits| limits.get(name)) else { return Ok(None) };
-        text.0.parse().map(Some).map_err(|_| format!("the limit of {name} is no quantity: {:?}", text.0))
-    };
-    Ok(Limits {
-        memory_bytes: amount("memory")?.and_then(|memory| u64::try_from(memory.units()).ok()),
-        cpu_millis: amount("cpu")?.and_then(|cpu| u32::try_from(cpu.milli()).ok()),
-    })
 }

@@ -19,6 +19,8 @@ type Identity = (String, String, String, String);
 pub(crate) struct Recorder {
     known: BTreeMap<Identity, Known>,
     order: u64,
+    /// The least number that no Event's name has.
+    number: i128,
 }
 
 #[derive(Debug)]
@@ -30,14 +32,14 @@ struct Known {
 }
 
 impl Recorder {
-    /// The Event for something that happened to an object, with its key. `random` makes a new Event's name its own.
+    /// The Event for something that happened to an object, with its key. Names rise with time, so that events of
+    /// the same second are listed in their order.
     pub(crate) fn record(
         &mut self,
         about: ObjectReference,
         (kind, reason, message): (&str, &str, String),
         host: &str,
         now: Timestamp,
-        random: u64,
     ) -> (String, Event) {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let identity = (
@@ -48,12 +50,14 @@ impl Recorder {
         );
         self.order += 1;
         let order = self.order;
+        let number = now.as_nanosecond().max(self.number);
         let known = self.known.entry(identity).or_insert_with(|| Known {
-            name: format!("{}.{random:016x}", text(&about.name)),
+            name: format!("{}.{number:016x}", text(&about.name)),
             count: 0,
             first: now,
             order,
         });
+        self.number = number + 1;
         known.count = known.count.saturating_add(1);
         known.order = order;
         // A cluster-scoped object's events lie in the default namespace.
@@ -101,18 +105,19 @@ mod tests {
             uid: Some("u".into()),
             ..Default::default()
         };
-        let mut record = |message: &str, random| {
-            recorder.record(about.clone(), ("Normal", "Started", message.to_owned()), "n", now, random)
+        let mut record = |message: &str| {
+            recorder.record(about.clone(), ("Normal", "Started", message.to_owned()), "n", now)
         };
-        let (key, first) = record("a", 1);
-        assert_eq!(key, "ns/p.0000000000000001");
+        let (first_key, first) = record("a");
         assert_eq!(first.count, Some(1));
-        let (key, again) = record("a", 2);
-        assert_eq!((key.as_str(), again.count), ("ns/p.0000000000000001", Some(2)));
-        assert_eq!(record("b", 3).1.count, Some(1));
-        for i in 0..2 * REMEMBERED_MAX as u64 {
-            record(&i.to_string(), i);
+        let (key, again) = record("a");
+        assert_eq!((&key, again.count), (&first_key, Some(2)));
+        let (key, other) = record("b");
+        assert_eq!(other.count, Some(1));
+        assert!(key > first_key, "names rise");
+        for i in 0..2 * REMEMBERED_MAX {
+            record(&i.to_string());
         }
-        assert_eq!(record("a", 4).1.count, Some(1), "what was forgotten begins anew");
+        assert_eq!(record("a").1.count, Some(1), "what was forgotten begins anew");
     }
 }

@@ -21,6 +21,7 @@ mod logs;
 mod node;
 mod objects;
 mod probe;
+mod spec;
 mod sync;
 #[cfg(test)]
 mod testing;

@@ -251,6 +251,16 @@ async fn a_namesake_takes_the_place_of_an_older_pod() {
 }
 
 #[tokio::test]
+async fn an_address_that_somebody_else_uses_is_left_alone() {
+    let _squatter = std::net::TcpListener::bind("127.251.7.2:8080").expect("binds");
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut b = node(dir.path(), "10.251.7.0/24").await;
+    b.item("Pod", "ns/p", pod(json!({}))).await;
+    assert_eq!(b.ready("ns/p").await["podIP"], "10.251.7.3");
+    b.running.stop().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_started_says_why() {
     let dir = tempfile::tempdir().expect("a directory");
     let check = async |config: Config, expect: &str| match Agent::start_with(

@@ -1,6 +1,6 @@
 //! Pod addresses out of a node's pod CIDR.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// Why an address can't be had.
@@ -24,6 +24,7 @@ pub struct Pool {
     size: u32,
     next: u32,
     taken: BTreeMap<String, Ipv4Addr>,
+    avoided: BTreeSet<Ipv4Addr>,
 }
 
 impl Pool {
@@ -43,6 +44,7 @@ impl Pool {
             size,
             next: 2,
             taken: BTreeMap::new(),
+            avoided: BTreeSet::new(),
         })
     }
 
@@ -78,13 +80,26 @@ impl Pool {
         }
         let slots = self.size - 3;
         let start = (self.next.max(2) - 2) % slots;
-        let address = (0..slots)
-            .map(|i| Ipv4Addr::from(self.base + 2 + (start + i) % slots))
-            .find(|address| !self.taken.values().any(|taken| taken == address))
-            .ok_or_else(|| PoolError::Exhausted(self.cidr.clone()))?;
+        let base = self.base;
+        let free = (0..slots)
+            .map(move |i| Ipv4Addr::from(base + 2 + (start + i) % slots))
+            .filter(|address| !self.taken.values().any(|taken| taken == address));
+        let Some(address) = free.clone().find(|address| !self.avoided.contains(address)) else {
+            // Whatever used them may be gone by the time somebody asks again.
+            self.avoided.clear();
+            return Err(PoolError::Exhausted(self.cidr.clone()));
+        };
         self.next = u32::from(address) - self.base + 1;
         self.taken.insert(owner.to_owned(), address);
         Ok(address)
+    }
+
+    /// Takes the owner's address away and gives it to nobody any more: something else on this machine uses it.
+    /// When nothing else is left, what was avoided is tried again.
+    pub fn avoid(&mut self, owner: &str) {
+        if let Some(address) = self.taken.remove(owner) {
+            self.avoided.insert(address);
+        }
     }
 
     /// Gives the owner's address back.
@@ -114,6 +129,10 @@ mod tests {
         assert_eq!(pool.assign("g"), Ok(ip(3)));
         pool.release("g");
         assert_eq!(pool.assign("h"), Ok(ip(5)), "the freshest comes last");
+        pool.avoid("h");
+        assert_eq!(pool.assign("h"), Ok(ip(3)));
+        assert!(pool.assign("i").is_err());
+        assert_eq!(pool.assign("i"), Ok(ip(5)), "what was avoided is tried again when nothing else is left");
     }
 
     #[test]
