@@ -35,7 +35,7 @@ impl Core {
     pub(crate) fn execute(&mut self, uid: &str, command: Command) {
         match command {
             Command::SetUp => self.set_up(uid),
-            Command::Prepare { container, image, policy, .. } => {
+            Command::Prepare { container, image, policy } => {
                 let (artifacts, messages) = (self.artifacts.clone(), self.messages.clone());
                 let uid = uid.to_owned();
                 self.tasks.spawn(async move {

@@ -1,5 +1,6 @@
 //! The `lichen-agent` command: one node.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -80,7 +81,8 @@ impl Run {
 async fn main() -> anyhow::Result<()> {
     let Command::Run(run) = Cli::parse().command;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal).with_writer(std::io::stderr).init();
     let mut terminated = signal(SignalKind::terminate()).context("listening for signals")?;
     let agent = Agent::start(run.config()?).await?;
     tokio::select! {

@@ -219,8 +219,6 @@ pub enum Command {
         image: String,
         /// When to fetch.
         policy: PullPolicy,
-        /// The `imageID` of an earlier attempt, which is good enough when nothing can be fetched.
-        known: Option<String>,
     },
     /// Resolve a container's environment.
     Configure {

@@ -500,12 +500,7 @@ fn prepare(spec: &Container, state: &ContainerState) -> Command {
         Some("Never") => PullPolicy::Never,
         _ => PullPolicy::IfNotPresent,
     };
-    Command::Prepare {
-        container: state.name.clone(),
-        image: image(spec).to_owned(),
-        policy,
-        known: state.image_id.clone(),
-    }
+    Command::Prepare { container: state.name.clone(), image: image(spec).to_owned(), policy }
 }
 
 pub(crate) fn clamp_grace(seconds: i64) -> u32 {
