@@ -8,6 +8,7 @@
 //! it lets anything start. Everything that waits runs beside it.
 
 mod actions;
+mod arguments;
 mod artifacts;
 mod clock;
 mod config;
@@ -32,6 +33,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use arguments::Arguments;
 pub use config::{Config, StartError};
 use lichen_engine::ProfileId;
 use lichen_link::{Link, LinkEvent};

@@ -1,114 +1,40 @@
 //! The `lichen-agent` command: one node.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use lichen_agent::{Agent, Config};
+use lichen_agent::Arguments;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// A node of a Lichen cluster.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "lichen-agent", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Runs the node until it is interrupted.
-    Run(Run),
-}
-
-#[derive(Debug, clap::Args)]
-struct Run {
-    /// The broker that the node's session goes through, HOST:PORT.
-    #[arg(long, env = "LICHEN_SERVER")]
-    server: String,
-    /// The join token; needed at the first start only.
-    #[arg(long, env = "LICHEN_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
-    token: Option<String>,
-    /// A file that holds the join token.
-    #[arg(long)]
-    token_file: Option<PathBuf>,
-    /// Where identity, checkpoint, artifacts, volumes and logs are kept.
-    #[arg(long, env = "LICHEN_DATA_DIR")]
-    data_dir: PathBuf,
-    /// The node's name; the machine's unless told otherwise.
-    #[arg(long, env = "LICHEN_NODE_NAME")]
-    node_name: Option<String>,
-    /// A label for the Node, NAME=VALUE; may be given more than once.
-    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
-    labels: Vec<(String, String)>,
-    /// How many pods the node takes.
-    #[arg(long, default_value_t = 110)]
-    pods_max: u32,
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("a label reads NAME=VALUE".to_owned()),
-    }
-}
-
-impl Run {
-    fn config(self) -> anyhow::Result<Config> {
-        let node_name = match self.node_name {
-            Some(name) => name,
-            None => sysinfo::System::host_name()
-                .context("the machine has no name: say --node-name")?
-                .to_ascii_lowercase(),
-        };
-        let mut config = Config::new(node_name, self.data_dir, self.server);
-        config.token = match self.token_file {
-            Some(path) => {
-                let text = std::fs::read_to_string(&path);
-                Some(text.with_context(|| format!("the token file {}", path.display()))?)
-            }
-            None => self.token,
-        };
-        config.labels = self.labels.into_iter().collect();
-        config.pods_max = self.pods_max;
-        Ok(config)
-    }
+    Run(Arguments),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let Command::Run(run) = Cli::parse().command;
+    let Command::Run(node) = Cli::parse().command;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal).with_writer(std::io::stderr).init();
-    let mut terminated = signal(SignalKind::terminate()).context("listening for signals")?;
-    let agent = Agent::start(run.config()?).await?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted.context("listening for signals")?,
-        _ = terminated.recv() => {}
-    }
-    agent.shutdown().await;
-    Ok(())
+    node.run(interrupted()).await
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line() {
-        let parse = |args: &[&str]| {
-            let args = ["lichen-agent", "run", "--server", "h:1", "--data-dir", "/d"].iter().chain(args);
-            let Command::Run(run) = Cli::try_parse_from(args)?.command;
-            run.config()
-        };
-        let config = parse(&["--node-name", "n", "--label", "a=b", "--label", "c="]).expect("parses");
-        assert_eq!(config.node_name, "n");
-        assert_eq!(config.labels.len(), 2);
-        assert!(parse(&["--label", "nothing"]).is_err());
-        assert!(parse(&["--token", "x", "--token-file", "y"]).is_err());
-        assert!(parse(&["--node-name", "n", "--token-file", "/nowhere"]).is_err());
+async fn interrupted() -> anyhow::Result<()> {
+    let mut terminated = signal(SignalKind::terminate()).context("listening for signals")?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.context("listening for signals"),
+        _ = terminated.recv() => Ok(()),
     }
 }

@@ -1,0 +1,100 @@
+//! A node's command line, shared by every program that can be a node.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::{Agent, Config};
+
+/// What the command line says of a node.
+#[derive(Clone, clap::Args)]
+pub struct Arguments {
+    /// The broker that the node's session goes through, HOST:PORT.
+    #[arg(long, env = "LICHEN_SERVER")]
+    server: String,
+    /// The join token; needed at the first start only.
+    #[arg(long, env = "LICHEN_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    token: Option<String>,
+    /// A file that holds the join token.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// Where identity, checkpoint, artifacts, volumes and logs are kept.
+    #[arg(long, env = "LICHEN_DATA_DIR")]
+    data_dir: PathBuf,
+    /// The node's name; the machine's unless told otherwise.
+    #[arg(long, env = "LICHEN_NODE_NAME")]
+    node_name: Option<String>,
+    /// A label for the Node, NAME=VALUE; may be given more than once.
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// How many pods the node takes.
+    #[arg(long, default_value_t = 110)]
+    pods_max: u32,
+}
+
+impl Arguments {
+    /// Runs the node until `stop` is ready, then stops it with grace.
+    ///
+    /// # Errors
+    /// When the node cannot start, or `stop` fails.
+    pub async fn run(self, stop: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+        let agent = Agent::start(self.config()?).await?;
+        println!("node {} runs", agent.node_name());
+        let stopped = stop.await;
+        agent.shutdown().await;
+        stopped
+    }
+
+    fn config(self) -> anyhow::Result<Config> {
+        let node_name = match self.node_name {
+            Some(name) => name,
+            None => sysinfo::System::host_name()
+                .context("the machine has no name: say --node-name")?
+                .to_ascii_lowercase(),
+        };
+        let mut config = Config::new(node_name, self.data_dir, self.server);
+        config.token = match self.token_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(&path);
+                Some(text.with_context(|| format!("the token file {}", path.display()))?)
+            }
+            None => self.token,
+        };
+        config.labels = self.labels.into_iter().collect();
+        config.pods_max = self.pods_max;
+        Ok(config)
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("a label reads NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        node: Arguments,
+    }
+
+    #[test]
+    fn the_command_line() {
+        let parse = |args: &[&str]| {
+            let args = ["node", "--server", "h:1", "--data-dir", "/d"].iter().chain(args);
+            Cli::try_parse_from(args)?.node.config()
+        };
+        let config = parse(&["--node-name", "n", "--label", "a=b", "--label", "c="]).expect("parses");
+        assert_eq!(config.node_name, "n");
+        assert_eq!(config.labels.len(), 2);
+        assert!(parse(&["--label", "nothing"]).is_err());
+        assert!(parse(&["--token", "x", "--token-file", "y"]).is_err());
+        assert!(parse(&["--node-name", "n", "--token-file", "/nowhere"]).is_err());
+    }
+}
