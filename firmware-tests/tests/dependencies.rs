@@ -10,6 +10,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("base2histogram", 0),
     ("lichen-api", 0),
     ("lichen-engine", 0),
+    ("lichen-fuzz", 0),
     ("lichen-pki", 0),
     ("lichen-wire", 0),
     ("lichen-controllers", 1),

@@ -33,3 +33,6 @@ pub const NODE_NAME_BYTES_MAX: usize = 128;
 
 #[cfg(any(feature = "testing", test))]
 pub mod testing;
+
+#[cfg(test)]
+mod fuzz;

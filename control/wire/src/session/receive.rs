@@ -159,6 +159,18 @@ impl<S: Storage> Session<S> {
         Ok(())
     }
 
+    /// Takes what a frame held, as if its seal had verified: what a peer with the keys could say.
+    #[cfg(test)]
+    pub(crate) fn receive_opened(
+        &mut self,
+        now_ms: u64,
+        payload: &[u8],
+        sink: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), ReceiveError> {
+        let result = self.payload(now_ms, payload, sink);
+        self.judged(now_ms, result, sink)
+    }
+
     fn data(
         &mut self,
         now_ms: u64,
@@ -179,6 +191,16 @@ impl<S: Storage> Session<S> {
             return Err(self.unknown(now_ms));
         };
         let result = self.payload(now_ms, payload, sink);
+        self.judged(now_ms, result, sink)
+    }
+
+    /// A peer that breaks the protocol loses its session.
+    fn judged(
+        &mut self,
+        now_ms: u64,
+        result: Result<(), Broken>,
+        sink: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), ReceiveError> {
         result.map_err(|broken| {
             self.lose(now_ms, LostReason::Violation, sink);
             match broken {
