@@ -38,8 +38,11 @@ debian_toolchain() {
     if [ ! -f "$root/ready" ]; then
         rm -rf "$root" && mkdir -p "$root"/{apt/lists/partial,apt/cache/archives/partial,deb,sid/lists/partial,sid/etc,tc}
         (cd "$root/deb" && apt-get -q download rustc-web libstd-rust-web-1.96 libstd-rust-web-dev rust-web-src libllvm22)
-        # Only sid's wasi-libc has wasm32-wasip2. Its index is read with a state of its own; the system's is untouched.
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main" >"$root/sid/etc/sources.list"
+        # Only sid's wasi-libc has wasm32-wasip2. Its index comes from the system's own mirror and is read with a
+        # state of its own; the system's is untouched.
+        local mirror
+        mirror=$(apt-get indextargets --format '$(SITE)' 'Identifier: Packages' | awk '/\/debian\/*$/ && !seen++')
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$root/sid/etc/sources.list"
         local sid=(-o Dir::Etc::sourcelist="$root/sid/etc/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$root/sid/lists"
             -o Dir::Cache="$root/apt/cache" -o APT::Sandbox::User=root)
         apt-get -q "${sid[@]}" update
