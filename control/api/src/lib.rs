@@ -5,6 +5,7 @@
 
 pub use k8s_openapi as k8s;
 
+pub mod apply;
 pub mod check;
 pub mod codec;
 pub mod discovery;

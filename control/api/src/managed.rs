@@ -13,21 +13,55 @@ use crate::names::rfc3339;
 use crate::resource::Resource;
 
 pub use diff::{Changes, changes};
+pub(crate) use diff::{item_step, owned_metadata};
 pub use set::FieldSet;
+pub(crate) use set::path_step;
+
+/// The operation of creates, updates and patches.
+pub(crate) const UPDATE: &str = "Update";
+/// The operation of server-side apply.
+pub(crate) const APPLY: &str = "Apply";
 
 /// Entries of updates that are kept apart; older ones are merged into one.
 const UPDATE_ENTRIES_MAX: usize = 10;
 /// The manager of what was merged.
 const ANCIENT: &str = "ancient-changes";
 
+/// One manager's part of an object.
 #[derive(Clone, Debug)]
-struct Entry {
-    manager: String,
-    operation: String,
-    api_version: String,
-    time: String,
-    subresource: String,
-    fields: FieldSet,
+pub(crate) struct Entry {
+    pub(crate) manager: String,
+    pub(crate) operation: String,
+    pub(crate) api_version: String,
+    /// Empty when the entry was made without a change of the object.
+    pub(crate) time: String,
+    pub(crate) subresource: String,
+    pub(crate) fields: FieldSet,
+}
+
+/// The managers of an object.
+pub(crate) fn entries(object: &Value) -> Vec<Entry> {
+    let entries = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+    entries.into_iter().flatten().map(Entry::from_json).collect()
+}
+
+/// Managers as they are stored: those that own something, in Kubernetes' order.
+pub(crate) fn to_json(mut entries: Vec<Entry>) -> Value {
+    entries.retain(|entry| !entry.fields.is_empty());
+    entries.sort_by(|a, b| a.order().cmp(&b.order()));
+    entries.iter().map(Entry::to_json).collect()
+}
+
+/// Whether two objects have the same managers that own the same, whenever they came to it.
+pub fn same_owners(one: &Value, other: &Value) -> bool {
+    let owners = |object: &Value| -> Vec<Value> {
+        let timeless = entries(object).into_iter().map(|entry| Entry { time: String::new(), ..entry });
+        match to_json(timeless.collect()) {
+            Value::Array(all) => all,
+            _ => Vec::new(),
+        }
+    };
+    owners(one) == owners(other)
 }
 
 /// Brings `new.metadata.managedFields` up to date after an update (or create, with `old` = None) by `manager`.
@@ -77,7 +111,7 @@ fn apply(
     let api_version = resource.api_version();
     let mut own = Entry {
         manager: manager.to_owned(),
-        operation: "Update".to_owned(),
+        operation: UPDATE.to_owned(),
         api_version,
         time: rfc3339(now),
         subresource: subresource.to_owned(),
@@ -107,7 +141,7 @@ fn apply(
 
 fn merge_oldest(entries: &mut Vec<Entry>) {
     let mut updates: Vec<usize> =
-        (0..entries.len()).filter(|index| entries[*index].operation == "Update").collect();
+        (0..entries.len()).filter(|index| entries[*index].operation == UPDATE).collect();
     if updates.len() <= UPDATE_ENTRIES_MAX {
         return;
     }
@@ -131,15 +165,16 @@ fn merge_oldest(entries: &mut Vec<Entry>) {
 }
 
 impl Entry {
-    fn is_same_owner(&self, other: &Self) -> bool {
+    /// Whether both are of one manager. Who applies is the same at whatever version.
+    pub(crate) fn is_same_owner(&self, other: &Self) -> bool {
         self.manager == other.manager
             && self.operation == other.operation
-            && self.api_version == other.api_version
+            && (self.api_version == other.api_version || self.operation == APPLY)
             && self.subresource == other.subresource
     }
 
     fn order(&self) -> (bool, &str, &str, &str, &str) {
-        (self.operation != "Apply", &self.time, &self.manager, &self.api_version, &self.subresource)
+        (self.operation != APPLY, &self.time, &self.manager, &self.api_version, &self.subresource)
     }
 
     fn from_json(entry: &Value) -> Self {
@@ -159,10 +194,12 @@ impl Entry {
             "manager": self.manager,
             "operation": self.operation,
             "apiVersion": self.api_version,
-            "time": self.time,
             "fieldsType": "FieldsV1",
             "fieldsV1": self.fields.to_json(),
         });
+        if !self.time.is_empty() {
+            entry["time"] = json!(self.time);
+        }
         if !self.subresource.is_empty() {
             entry["subresource"] = json!(self.subresource);
         }

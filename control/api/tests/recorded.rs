@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use lichen_api::apply::{Applier, Config, apply};
 use lichen_api::{RESOURCES, Resource, Status, by_kind, by_plural, table};
 use serde_json::{Value, json};
 
@@ -347,4 +348,85 @@ fn updates_keep_what_a_client_may_not_change() {
     check(json!({"spec": {"hostNetwork": true}}), false);
     check(json!({"spec": {"nodeName": "other"}}), false);
     check(json!({"metadata": {"uid": "another"}}), false);
+}
+
+/// The managers but the recorded cluster's controllers, whose status writes fell between.
+fn managers(object: &Value) -> Vec<Value> {
+    let all = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+    let theirs = all.into_iter().flatten().filter(|entry| entry["manager"] != "kube-controller-manager");
+    theirs.cloned().collect()
+}
+
+#[test]
+fn applies_are_as_recorded() {
+    let mut count = 0;
+    for entry in fs::read_dir(fixture("apply")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let case = read(&path);
+        let (before, after) = (&case["before"], &case["after"]);
+        let url = case["request"]["path"].as_str().unwrap();
+        let (resource, object_name) = target(url);
+        let query = url.split_once('?').unwrap().1;
+        // A change is as old as the newest manager after it.
+        let now = managers(after).iter().filter_map(|entry| entry["time"].as_str()).max().map(str::to_owned);
+        let by = Applier {
+            manager: query.split('&').find_map(|pair| pair.strip_prefix("fieldManager=")).unwrap(),
+            force: query.contains("force=true"),
+            subresource: "",
+            now: now.map_or(jiff::Timestamp::UNIX_EPOCH, |now| now.parse().unwrap()),
+        };
+        let config = Config::read(resource, &object_name, "", case["request"]["body"].clone()).unwrap();
+        let live = (before["kind"] != "Status").then_some(before);
+        let applied = match apply(resource, live, &config, &by) {
+            Ok(applied) => applied,
+            Err(status) => {
+                assert_eq!(&status.to_json(), after, "{name}");
+                count += 1;
+                continue;
+            }
+        };
+        let mut object = resource.strategy.decode(applied.clone(), &mut |path| panic!("{path}")).unwrap();
+        match live {
+            Some(live) => {
+                let mut live = resource.strategy.decode(live.clone(), &mut |_| {}).unwrap();
+                resource.strategy.default(&mut live);
+                resource.strategy.prepare_update(&mut object, &live, None);
+            }
+            None => resource.strategy.prepare_create(&mut object),
+        }
+        resource.strategy.default(&mut object);
+        assert_eq!(managers(&applied), managers(after), "{name}");
+        let mut expect = resource.strategy.decode(after.clone(), &mut |_| {}).unwrap();
+        for object in [&mut object, &mut expect] {
+            // The status is the controllers', annotations too, and generations count what was not recorded.
+            object.as_object_mut().unwrap().remove("status");
+            for field in ["annotations", "generation"] {
+                object["metadata"].as_object_mut().unwrap().remove(field);
+            }
+        }
+        assert_eq!(comparable(resource, object), comparable(resource, expect), "{name}");
+        count += 1;
+    }
+    assert!(count >= 13, "only {count} recorded applies");
+}
+
+#[test]
+fn bad_configurations_are_refused_as_recorded() {
+    for name in
+        ["no-kind", "name-mismatch", "wrong-gvk", "with-managedfields", "dup-list-key", "unknown-field"]
+    {
+        let case = read(&fixture(&format!("errors/apply.{name}.json")));
+        let (resource, object_name) = target(case["request"]["path"].as_str().unwrap());
+        let body = match name {
+            "unknown-field" => {
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ap"}, "nope": 1})
+            }
+            _ => case["request"]["body"].clone(),
+        };
+        let status = Config::read(resource, &object_name, "", body).unwrap_err();
+        assert_eq!(json!(status.message), case["reply"]["body"]["message"], "{name}");
+        // The recorded server calls the last two its own fault.
+        assert_eq!(status.code, 400, "{name}");
+    }
 }

@@ -50,6 +50,11 @@ pub(crate) fn parse(bytes: &[u8], media: &str) -> Result<Parsed, String> {
     }
 }
 
+/// Parses a configuration to apply: YAML, of which JSON is the part that is usual.
+pub(crate) fn configuration(bytes: &[u8]) -> Result<Parsed, String> {
+    parse::json(bytes).or_else(|_| parse::yaml(bytes))
+}
+
 /// Parses an object of a kind.
 pub(crate) fn object(bytes: &[u8], media: &str, resource: &Resource) -> Result<Parsed, Status> {
     let kind = resource.kind;

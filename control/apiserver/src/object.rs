@@ -5,7 +5,7 @@ use hyper::{Method, Response};
 use lichen_api::k8s::api::autoscaling::v1::Scale;
 use lichen_api::k8s::api::policy::v1::Eviction;
 use lichen_api::{Status, k8s};
-use lichen_registry::{Binding, Patch, Written};
+use lichen_registry::{Binding, Configuration, Patch, Written};
 use lichen_store::Revision;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -17,6 +17,9 @@ use crate::{body, delete, lists, logs, options};
 /// Media types of patches that are supported.
 const PATCH_TYPES: [&str; 3] =
     ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+
+/// The media type of a server-side apply.
+const APPLY_TYPE: &str = "application/apply-patch+yaml";
 
 /// Answers a request about an object.
 pub(crate) async fn answer(call: Call, name: &str, body: Incoming) -> Result<Response<Body>, Status> {
@@ -105,11 +108,35 @@ async fn patch(
     incoming: Incoming,
 ) -> Result<Response<Body>, Status> {
     call.format()?;
+    if body::media_type(&call.headers) == APPLY_TYPE {
+        return apply(call, name, sub, incoming).await;
+    }
     let (patch, asked) = read_patch(&call, incoming).await?;
     let done = call
         .app
         .registry
         .patch(&call.identity, call.resource, call.namespace(), name, &patch, sub, &asked)
+        .await?;
+    written(&call, &done)
+}
+
+async fn apply(
+    call: Call,
+    name: &str,
+    sub: Option<&str>,
+    incoming: Incoming,
+) -> Result<Response<Body>, Status> {
+    let (mut asked, force) = options::apply(&call.query)?;
+    let bytes = body::read(incoming).await?;
+    let parsed = body::configuration(&bytes)
+        .map_err(|why| Status::bad_request(format!("error decoding YAML: {why}")))?;
+    drop(bytes);
+    asked.duplicate_fields = parsed.duplicates;
+    let configuration = Configuration { value: parsed.value, force };
+    let done = call
+        .app
+        .registry
+        .apply(&call.identity, call.resource, call.namespace(), name, &configuration, sub, &asked)
         .await?;
     written(&call, &done)
 }
@@ -121,8 +148,8 @@ async fn read_patch(
     let media = body::media_type(&call.headers);
     match media.as_str() {
         media if PATCH_TYPES.contains(&media) => {}
-        "application/apply-patch+yaml" => {
-            let why = "server-side apply (application/apply-patch+yaml) is not supported yet";
+        APPLY_TYPE => {
+            let why = "this subresource cannot be applied to; patch it, or apply to the object itself";
             return Err(Status::new(415, "UnsupportedMediaType", why));
         }
         _ => {

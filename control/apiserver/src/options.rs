@@ -160,9 +160,31 @@ fn check_match(
     if errors.is_empty() { Ok(()) } else { Err(invalid("ListOptions", errors)) }
 }
 
+/// Options of a server-side apply, and whether it is forced. Its manager has to be named.
+pub(crate) fn apply(query: &Query) -> Result<(WriteOptions, bool), Status> {
+    let mut errors = Vec::new();
+    if query.get("fieldManager").is_none_or(str::is_empty) {
+        errors.push(FieldError::required("fieldManager", "is required for apply patch"));
+    }
+    let options = write_into(query, None, errors, "PatchOptions")?;
+    Ok((options, query.flag("force")))
+}
+
 /// Options of a create, update or patch; `kind` names them in refusals.
 pub(crate) fn write(query: &Query, user_agent: Option<&str>, kind: &str) -> Result<WriteOptions, Status> {
     let mut errors = Vec::new();
+    if kind == "PatchOptions" && query.get("force").is_some() {
+        errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
+    }
+    write_into(query, user_agent, errors, kind)
+}
+
+fn write_into(
+    query: &Query,
+    user_agent: Option<&str>,
+    mut errors: Vec<FieldError>,
+    kind: &str,
+) -> Result<WriteOptions, Status> {
     let dry_run = dry_run(query.all("dryRun"), &mut errors);
     let manager = query.get("fieldManager");
     if manager.is_some_and(|manager| manager.len() > MANAGER_BYTES_MAX) {
@@ -184,9 +206,6 @@ pub(crate) fn write(query: &Query, user_agent: Option<&str>, kind: &str) -> Resu
             FieldValidation::Warn
         }
     };
-    if kind == "PatchOptions" && query.get("force").is_some() {
-        errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
-    }
     if !errors.is_empty() {
         return Err(invalid(kind, errors));
     }

@@ -149,10 +149,6 @@ async fn bodies_may_be_yaml_or_protobuf() {
     let answer = admin.send("POST", MAPS, &protobuf, "k8s\0\x0a\x7f").await;
     assert_eq!(answer.code, 400);
     assert!(answer.text().contains("the protobuf body is malformed"), "{}", answer.text());
-    let apply = [("content-type", "application/apply-patch+yaml")];
-    let answer = admin.send("PATCH", &format!("{MAPS}/y?fieldManager=m"), &apply, text).await;
-    assert_eq!(answer.code, 415);
-    assert!(answer.text().contains("server-side apply"), "{}", answer.text());
     server.stop().await;
 }
 
@@ -227,5 +223,88 @@ async fn logs_come_from_the_pods_node() {
     let mut body = follower.open("GET", &path("a", "follow=true"), &[], "").await.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert!(first.starts_with(b"one\n"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_are_applied() {
+    let server = common::Server::start().await;
+    let mut admin = server.admin().await;
+    let media = [("content-type", "application/apply-patch+yaml")];
+    let path = "/apis/apps/v1/namespaces/default/deployments/web";
+    let text = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: 1, selector: {matchLabels: {a: b}},\
+        template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i, resources: {limits: {cpu: 1000m}}}]}}}}";
+    // A dry run leaves nothing behind, a first apply creates, the same again writes nothing.
+    let dry = admin.send("PATCH", &format!("{path}?fieldManager=m1&dryRun=All"), &media, text).await;
+    assert_eq!(dry.code, 201, "{}", dry.text());
+    assert_eq!(admin.get(path).await.code, 404);
+    let first = admin.send("PATCH", &format!("{path}?fieldManager=m1"), &media, text).await;
+    assert_eq!(first.code, 201, "{}", first.text());
+    let again = admin.send("PATCH", &format!("{path}?fieldManager=m1"), &media, text).await;
+    assert_eq!((again.code, again.json()), (200, first.json()));
+    let owners = |object: &Value| -> Vec<String> {
+        let entries = object["metadata"]["managedFields"].as_array().unwrap();
+        entries
+            .iter()
+            .map(|entry| {
+                let text = |field: &str| entry[field].as_str().unwrap_or("-").to_owned();
+                format!("{} {} {}", text("manager"), text("operation"), text("subresource"))
+            })
+            .collect()
+    };
+
+    // The status is applied to by itself, with an owner of its own.
+    let status = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: 7}, status: {replicas: 3}}";
+    let done = admin.send("PATCH", &format!("{path}/status?fieldManager=m1"), &media, status).await.json();
+    assert_eq!((&done["spec"]["replicas"], &done["status"]["replicas"]), (&json!(1), &json!(3)));
+    assert_eq!(owners(&done), ["m1 Apply -", "m1 Apply status"]);
+    let other = status.replace("replicas: 3", "replicas: 4");
+    let refused = admin.send("PATCH", &format!("{path}/status?fieldManager=m2"), &media, other).await;
+    assert_eq!(refused.code, 409, "{}", refused.text());
+    assert_eq!(
+        refused.json()["message"],
+        "Apply failed with 1 conflict: conflict with \"m1\" with subresource \"status\": .status.replicas"
+    );
+    let absent = admin
+        .send("PATCH", &format!("{path}x/status?fieldManager=m1"), &media, status.replace("web", "webx"))
+        .await;
+    assert_eq!(absent.code, 404, "{}", absent.text());
+
+    // Several conflicts are told by their owner, and force takes all of them.
+    let theirs = text.replace("replicas: 1", "replicas: 2").replace("image: i", "image: j");
+    let refused = admin.send("PATCH", &format!("{path}?fieldManager=m2"), &media, theirs.clone()).await;
+    assert_eq!(
+        refused.json()["message"],
+        "Apply failed with 2 conflicts: conflicts with \"m1\":\n- .spec.replicas\n\
+         - .spec.template.spec.containers[name=\"c\"].image"
+    );
+    assert_eq!(refused.json()["details"]["causes"].as_array().unwrap().len(), 2);
+    let forced = admin.send("PATCH", &format!("{path}?fieldManager=m2&force=true"), &media, theirs).await;
+    assert_eq!((forced.code, &forced.json()["spec"]["replicas"]), (200, &json!(2)), "{}", forced.text());
+
+    // What cannot be applied: a stale version, a field given twice, another kind of body, the scale.
+    let stale = text.replace("name: web", "name: web, resourceVersion: \"1\"");
+    let refused = admin.send("PATCH", &format!("{path}?fieldManager=m1&force=true"), &media, stale).await;
+    assert_eq!(refused.code, 409, "{}", refused.text());
+    let twice = text.replace("replicas: 1", "replicas: 1, replicas: 2");
+    let strict = format!("{path}?fieldManager=m1&fieldValidation=Strict");
+    let refused = admin.send("PATCH", &strict, &media, twice).await;
+    assert_eq!(refused.code, 400, "{}", refused.text());
+    for (body, code) in [("a: [", 400), ("[]", 400), ("5", 400), ("", 400)] {
+        let refused = admin.send("PATCH", &format!("{path}?fieldManager=m1"), &media, body).await;
+        assert_eq!(refused.code, code, "{body}: {}", refused.text());
+    }
+    let refused = admin.send("PATCH", &format!("{path}/scale?fieldManager=m1"), &media, "{}").await;
+    assert_eq!(refused.code, 415, "{}", refused.text());
+    let lost = text.replace("name: web", "name: web, namespace: nowhere");
+    let refused = admin
+        .send(
+            "PATCH",
+            &path.replace("default", "nowhere").replace("web", "web?fieldManager=m1"),
+            &media,
+            lost,
+        )
+        .await;
+    assert_eq!(refused.code, 404, "{}", refused.text());
     server.stop().await;
 }

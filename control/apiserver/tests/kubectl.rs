@@ -282,3 +282,56 @@ async fn nodes_and_namespaces() {
     kubectl.run("delete ns default").await.bad().has(&["this namespace may not be deleted"]);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applying_on_the_server() {
+    let Some((server, kubectl)) = start().await else { return };
+    let apply = "apply --server-side -f -";
+    kubectl.run_with(apply, DEPLOYMENT).await.good().has(&["deployment.apps/web serverside-applied"]);
+    let version = "get deploy web -o jsonpath={.metadata.resourceVersion}";
+    let first = kubectl.run(version).await.good().text;
+    kubectl.run_with(apply, DEPLOYMENT).await.good().has(&["serverside-applied"]);
+    assert_eq!(kubectl.run(version).await.good().text, first, "the same again writes nothing");
+    kubectl.run("get deploy web -o yaml --show-managed-fields").await.good().has(&[
+        "operation: Apply",
+        "manager: kubectl",
+        "k:{\"containerPort\":8080,\"protocol\":\"TCP\"}",
+    ]);
+
+    kubectl.run("scale deploy/web --replicas=5").await.good();
+    kubectl.run("set image deploy/web c=hello:v9").await.good().has(&["image updated"]);
+    kubectl.run_with(apply, DEPLOYMENT).await.bad().has(&[
+        "Apply failed with 2 conflicts",
+        ".spec.replicas",
+        ".spec.template.spec.containers[name=\"c\"].image",
+        "--force-conflicts",
+    ]);
+    let theirs = "apply --server-side --field-manager=other -f -";
+    let part = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web, labels: {by: other}}, spec: {replicas: 3}}";
+    kubectl.run_with(theirs, part).await.bad().has(&["Apply failed with 1 conflict: conflict with"]);
+    kubectl.run_with("apply --server-side --force-conflicts -f -", DEPLOYMENT).await.good();
+    kubectl.run("get deploy web -o jsonpath={.spec.replicas}").await.good().has(&["2"]);
+    kubectl.run_with(theirs, part).await.bad().has(&["conflict with \"kubectl\": .spec.replicas"]);
+    let forced = "apply --server-side --field-manager=other --force-conflicts -f -";
+    kubectl.run_with(forced, part).await.good();
+    let shown = "get deploy web -o jsonpath={.spec.replicas}/{.metadata.labels}";
+    kubectl.run(shown).await.good().has(&["3/", "\"by\":\"other\"", "\"app\":\"web\""]);
+
+    // Who leaves a field out gives it up; nobody else had the label.
+    kubectl.run_with(forced, &part.replace(", labels: {by: other}", "")).await.good();
+    assert!(!kubectl.run(shown).await.good().text.contains("other"));
+    let unknown = part.replace("replicas", "replicaz");
+    kubectl.run_with(theirs, &unknown).await.bad().has(&[".spec.replicaz: field not declared in schema"]);
+    kubectl
+        .run_with("diff --server-side --force-conflicts -f -", DEPLOYMENT)
+        .await
+        .bad()
+        .has(&["replicas: 2"]);
+
+    // What was applied by the client before is taken up.
+    let map = "{apiVersion: v1, kind: ConfigMap, metadata: {name: m}, data: {a: b}}";
+    kubectl.run_with("apply -f -", map).await.good();
+    kubectl.run_with(apply, map).await.good().has(&["configmap/m serverside-applied"]);
+    kubectl.run_with(apply, map).await.good();
+    server.stop().await;
+}

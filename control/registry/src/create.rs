@@ -23,6 +23,19 @@ impl Registry {
         object: Value,
         options: &WriteOptions,
     ) -> Result<Written, Status> {
+        self.create_owned(identity, resource, namespace, object, None, options).await
+    }
+
+    /// Creates an object whose managedFields are known if `managers` is given.
+    pub(crate) async fn create_owned(
+        &self,
+        identity: &Identity,
+        resource: &'static Resource,
+        namespace: Option<&str>,
+        object: Value,
+        managers: Option<&Value>,
+        options: &WriteOptions,
+    ) -> Result<Written, Status> {
         check_kind(resource, &object)?;
         let mut warnings = Vec::new();
         let mut object = decode(resource, object, options, &mut warnings)
@@ -43,7 +56,7 @@ impl Registry {
                 let name = names::generate(&prefix, &names::suffix(self.inner.sources.bits()));
                 metadata_mut(&mut object).insert("name".to_owned(), json!(name));
             }
-            let made = self.create_once(identity, resource, namespace, object, options).await;
+            let made = self.create_once(identity, resource, namespace, object, managers, options).await;
             match made {
                 Ok(mut written) => {
                     written.warnings.splice(0..0, warnings);
@@ -64,6 +77,7 @@ impl Registry {
         resource: &'static Resource,
         namespace: Option<&str>,
         mut object: Value,
+        managers: Option<&Value>,
         options: &WriteOptions,
     ) -> Result<Written, Refused> {
         let now = self.now();
@@ -72,8 +86,12 @@ impl Registry {
         metadata.insert("creationTimestamp".to_owned(), json!(names::rfc3339(now)));
         // The client owns what it asked for and what that defaults to, but not what the server adds from here on.
         resource.strategy.default(&mut object);
-        let manager = options.field_manager.as_deref().unwrap_or_else(|| identity.default_manager());
-        managed::update(resource, None, &mut object, manager, now, "");
+        if let Some(managers) = managers {
+            metadata_mut(&mut object).insert("managedFields".to_owned(), managers.clone());
+        } else {
+            let manager = options.field_manager.as_deref().unwrap_or_else(|| identity.default_manager());
+            managed::update(resource, None, &mut object, manager, now, "");
+        }
         resource.strategy.prepare_create(&mut object);
         let namespace_check = self.admit_create(resource, namespace, &mut object).map_err(Refused::Final)?;
         let name = text(&object, "name").to_owned();

@@ -14,6 +14,7 @@
 
 mod admission;
 mod allocate;
+mod apply;
 mod bootstrap;
 mod create;
 mod delete;
@@ -32,8 +33,8 @@ mod watch;
 pub use allocate::{AllocationRanges, NODE_PORTS, POD_RANGE, SERVICE_RANGE};
 pub use identity::{Identity, MASTERS_GROUP};
 pub use options::{
-    DeleteOptions, Deleted, FieldValidation, Filter, List, ListOptions, Patch, Propagation, RevisionMatch,
-    WatchOptions, WatchStart, WriteOptions, Written,
+    Configuration, DeleteOptions, Deleted, FieldValidation, Filter, List, ListOptions, Patch, Propagation,
+    RevisionMatch, WatchOptions, WatchStart, WriteOptions, Written,
 };
 pub use pods::Binding;
 pub use registry::{Registry, Sources, key_of, name_of, namespace_of};

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use crate::allocate::{keep_allocated, release};
 use crate::error::{from_commit, unreadable};
 use crate::metadata::{
-    Undecodable, check_kind, decode, finalizers, is_terminating, keep_system_fields, set_namespace, text,
+    Undecodable, check_kind, decode, finalizers, is_terminating, keep_system_fields, metadata_mut,
+    set_namespace, text,
 };
 use crate::registry::key_of;
 use crate::{Identity, Patch, Registry, WriteOptions, Written};
@@ -22,6 +23,8 @@ pub(crate) struct Target<'a> {
     pub(crate) namespace: Option<&'a str>,
     pub(crate) name: &'a str,
     pub(crate) sub: Option<&'a str>,
+    /// Whether the new object comes with its managedFields, as an applied one does.
+    pub(crate) applies: bool,
     pub(crate) options: &'a WriteOptions,
 }
 
@@ -71,7 +74,7 @@ impl Registry {
         if !versioned && resource.update_needs_version {
             return Err(unversioned(resource, name));
         }
-        let target = Target { identity, resource, namespace, name, sub, options };
+        let target = Target { identity, resource, namespace, name, sub, applies: false, options };
         let mut written = self
             .modify(&target, |old, _| {
                 let (asked, own) = (text(&object, "uid"), text(old, "uid"));
@@ -101,7 +104,7 @@ impl Registry {
         sub: Option<&str>,
         options: &WriteOptions,
     ) -> Result<Written, Status> {
-        let target = Target { identity, resource, namespace, name, sub, options };
+        let target = Target { identity, resource, namespace, name, sub, applies: false, options };
         self.modify(&target, |old, warnings| {
             let patched = apply(patch, old, resource)?;
             check_kind(resource, &patched)?;
@@ -185,7 +188,7 @@ impl Registry {
         old: &Value,
         mut new: Value,
     ) -> Result<Prepared, Status> {
-        let Target { resource, name, sub, .. } = *target;
+        let Target { resource, name, sub, applies, .. } = *target;
         if sub == Some("finalize") {
             let asked = new["spec"]["finalizers"].take();
             new = old.clone();
@@ -212,19 +215,37 @@ impl Registry {
         if !errors.is_empty() {
             return Err(Status::invalid(resource, name, errors));
         }
-        if new == *old {
+        if new == *old || (applies && only_times_differ(&mut new, old)) {
             return Ok(Prepared::Same);
         }
         if is_terminating(&new) && may_go(resource, &new) {
             let draft = Draft::new(&new, resource.field_values(&new));
             return Ok(Prepared::Delete(draft, release(resource, old)));
         }
-        let manager =
-            target.options.field_manager.as_deref().unwrap_or_else(|| target.identity.default_manager());
-        managed::update(resource, Some(old), &mut new, manager, self.now(), sub.unwrap_or_default());
+        if !applies {
+            let manager =
+                target.options.field_manager.as_deref().unwrap_or_else(|| target.identity.default_manager());
+            managed::update(resource, Some(old), &mut new, manager, self.now(), sub.unwrap_or_default());
+        }
         let draft = Draft::new(&new, resource.field_values(&new));
         Ok(Prepared::Put(draft, new, ops))
     }
+}
+
+/// Whether an applied object is what it was, managers included, but for when they applied.
+fn only_times_differ(new: &mut Value, old: &Value) -> bool {
+    if !managed::same_owners(new, old) {
+        return false;
+    }
+    let field = "managedFields";
+    let managers = metadata_mut(new).remove(field);
+    let mut before = old.clone();
+    metadata_mut(&mut before).remove(field);
+    let same = *new == before;
+    if let Some(managers) = managers {
+        metadata_mut(new).insert(field.to_owned(), managers);
+    }
+    same
 }
 
 /// The refusal of an update that has to say which version it is about. It names the resource where others name the

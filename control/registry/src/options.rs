@@ -41,6 +41,15 @@ pub enum Patch {
     Json(serde_json::Value),
 }
 
+/// A configuration to apply, `application/apply-patch+yaml`.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// The part of the object that its manager wants.
+    pub value: serde_json::Value,
+    /// Whether fields of other managers are taken over.
+    pub force: bool,
+}
+
 /// What happens to an object's dependents when it is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Propagation {

@@ -48,8 +48,15 @@ impl Registry {
             let error = lichen_api::FieldError::required("target.name", "");
             return Err(Status::invalid(resource, name, vec![error]));
         }
-        let target =
-            Target { identity, resource, namespace: Some(namespace), name, sub: Some("binding"), options };
+        let target = Target {
+            identity,
+            resource,
+            namespace: Some(namespace),
+            name,
+            sub: Some("binding"),
+            applies: false,
+            options,
+        };
         self.modify(&target, |old, _| {
             let own = old["metadata"]["uid"].as_str().unwrap_or_default();
             if let Some(uid) = binding.uid.as_deref().filter(|uid| *uid != own) {

@@ -37,7 +37,7 @@ impl Registry {
                 "the name of the object ({own}) does not match the name on the URL ({name})"
             )));
         }
-        let target = Target { identity, resource, namespace, name, sub: None, options };
+        let target = Target { identity, resource, namespace, name, sub: None, applies: false, options };
         let written = self.modify(&target, |old, _| scaled(old, scale, name)).await?;
         scale_of(resource, name, &written.record)
     }
@@ -53,7 +53,7 @@ impl Registry {
         patch: &Patch,
         options: &WriteOptions,
     ) -> Result<Value, Status> {
-        let target = Target { identity, resource, namespace, name, sub: None, options };
+        let target = Target { identity, resource, namespace, name, sub: None, applies: false, options };
         let written = self
             .modify(&target, |old, _| {
                 let mut scale = to_scale(old);

@@ -83,7 +83,8 @@ pub fn changes(resource: &Resource, old: Option<&Value>, new: &Value) -> Changes
     all
 }
 
-fn owned_metadata(metadata: &Value) -> Value {
+/// Metadata without what only the server sets.
+pub(crate) fn owned_metadata(metadata: &Value) -> Value {
     let mut owned = metadata.clone();
     if let Some(fields) = owned.as_object_mut() {
         fields.retain(|name, _| !UNOWNED.contains(&name.as_str()));
@@ -116,17 +117,11 @@ fn difference(kind: &Kind, rules: Rules, old: Option<&Value>, new: Option<&Value
             _ => return whole(old, new),
         },
         Kind::Map(value) if !rules.atomic_map => each(value, &keyed(old), &keyed(new)),
-        Kind::List(item) => match rules.list {
-            ListType::Atomic => return whole(old, new),
-            ListType::Set => {
-                let step = |item: &Value| format!("v:{item}");
-                each(item, &listed(old, step), &listed(new, step))
-            }
-            ListType::Map(keys) => {
-                let step = |item: &Value| format!("k:{}", identity(item, keys));
-                each(item, &listed(old, step), &listed(new, step))
-            }
-        },
+        Kind::List(_) if rules.list == ListType::Atomic => return whole(old, new),
+        Kind::List(item) => {
+            let step = |item: &Value| item_step(rules.list, item);
+            each(item, &listed(old, step), &listed(new, step))
+        }
         _ => return whole(old, new),
     };
     all.set.here = new.is_some() && old.is_none() && !phantom;
@@ -161,6 +156,15 @@ fn each(kind: &Kind, old: &BTreeMap<String, &Value>, new: &BTreeMap<String, &Val
         all.insert(step.clone(), difference(kind, Rules::default(), Some(value), None, false));
     }
     all
+}
+
+/// The step from a list to one of its items. An atomic list has none.
+pub(crate) fn item_step(list: ListType, item: &Value) -> String {
+    match list {
+        ListType::Atomic => String::new(),
+        ListType::Set => format!("v:{item}"),
+        ListType::Map(keys) => format!("k:{}", identity(item, keys)),
+    }
 }
 
 /// The keys of a list item as JSON.

@@ -39,13 +39,55 @@ impl FieldSet {
         }
     }
 
+    /// The paths that are in both sets.
+    pub fn intersection(&self, other: &Self) -> Self {
+        let mut both = Self { here: self.here && other.here, below: BTreeMap::new() };
+        for (step, set) in &self.below {
+            if let Some(other) = other.below.get(step) {
+                both.insert(step.clone(), set.intersection(other));
+            }
+        }
+        both
+    }
+
+    /// Every path as a text: `.spec.containers[name="c"].image`.
+    pub fn paths(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        self.collect("", &mut all);
+        all
+    }
+
+    fn collect(&self, path: &str, all: &mut Vec<String>) {
+        if self.here {
+            all.push(path.to_owned());
+        }
+        for (step, set) in &self.below {
+            set.collect(&format!("{path}{}", path_step(step)), all);
+        }
+    }
+
+    /// What is below one step.
+    pub(crate) fn below(&self, step: &str) -> Option<&Self> {
+        self.below.get(step)
+    }
+
+    /// Whether the path that leads here is in the set itself.
+    pub(crate) fn has_root(&self) -> bool {
+        self.here
+    }
+
+    /// Adds the path that leads here.
+    pub(crate) fn add_root(&mut self) {
+        self.here = true;
+    }
+
     /// Takes everything below one step away.
-    pub(super) fn remove(&mut self, step: &str) {
+    pub(crate) fn remove(&mut self, step: &str) {
         self.below.remove(step);
     }
 
     /// Adds what is below one step.
-    pub(super) fn insert(&mut self, step: String, set: Self) {
+    pub(crate) fn insert(&mut self, step: String, set: Self) {
         if !set.is_empty() {
             self.below.insert(step, set);
         }
@@ -77,5 +119,19 @@ impl FieldSet {
             object.insert(step.clone(), value);
         }
         Value::Object(object)
+    }
+}
+
+/// A step as it is shown: `.name`, `[key="value"]`, `[="value"]`.
+pub(crate) fn path_step(step: &str) -> String {
+    match step.split_once(':') {
+        Some(("f", name)) => format!(".{name}"),
+        Some(("v", value)) => format!("[={value}]"),
+        Some(("k", keys)) => {
+            let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
+            let keys: Vec<String> = keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            format!("[{}]", keys.join(","))
+        }
+        _ => step.to_owned(),
     }
 }
