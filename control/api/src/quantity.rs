@@ -164,7 +164,8 @@ fn suffix_scale(suffix: &str) -> Result<(Format, u32, i32), QuantityError> {
 fn scaled(whole: &str, fraction: &str, power_of_two: u32, power_of_ten: i32) -> i128 {
     let digits: String = format!("{whole}{fraction}").trim_start_matches('0').chars().collect();
     // 10^28 nano units exceed the maximum, so that a longer number saturates wherever its point stands.
-    let mut exponent = power_of_ten.saturating_add(9) - i32::try_from(fraction.len()).unwrap_or(i32::MAX);
+    let mut exponent =
+        power_of_ten.saturating_add(9).saturating_sub(i32::try_from(fraction.len()).unwrap_or(i32::MAX));
     if digits.is_empty() {
         return 0;
     }

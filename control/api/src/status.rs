@@ -250,7 +250,12 @@ impl Status {
 
     /// The body is bigger than the server takes.
     pub fn too_large(limit_bytes: usize) -> Self {
-        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit_bytes}"))
+        Self::entity_too_large(format!("limit is {limit_bytes}"))
+    }
+
+    /// The request asks for too much at once.
+    pub fn entity_too_large(why: impl fmt::Display) -> Self {
+        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: {why}"))
     }
 
     /// Something in the server failed. The message names the failure, never data.

@@ -25,14 +25,13 @@ static METER: meter::Meter = meter::Meter;
 
 /// Largest input that is made.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
-/// What any target may allocate, whatever its input.
-const ALLOCATION_BYTES_BASE: usize = 1 << 20;
 
 /// A target's corpus and bounds.
 #[derive(Debug)]
 pub struct Fuzz {
     corpus: PathBuf,
     iterations: u64,
+    allocation_base: usize,
     allocation_per_byte: usize,
 }
 
@@ -40,13 +39,19 @@ impl Fuzz {
     /// The target `name` of the crate in `manifest_dir`, which is `env!("CARGO_MANIFEST_DIR")` of the caller.
     pub fn new(manifest_dir: &str, name: &str) -> Self {
         let corpus = Path::new(manifest_dir).join("tests/corpus").join(name);
-        Self { corpus, iterations: 2_000, allocation_per_byte: 256 }
+        Self { corpus, iterations: 4_000, allocation_base: 1 << 20, allocation_per_byte: 256 }
     }
 
     /// How many mutations are tried, if the usual number does not suit.
     #[must_use]
     pub fn iterations(self, iterations: u64) -> Self {
         Self { iterations, ..self }
+    }
+
+    /// How much may be allocated whatever the input, if the usual 1 MiB does not suit.
+    #[must_use]
+    pub fn allocation_base(self, allocation_base: usize) -> Self {
+        Self { allocation_base, ..self }
     }
 
     /// Valid examples of every shape. Each must lie in the corpus, in its present or an older encoding.
@@ -93,7 +98,7 @@ impl Fuzz {
     }
 
     fn feed(&self, target: &mut impl FnMut(&[u8]) -> bool, input: &[u8], measured: bool) -> bool {
-        let most = ALLOCATION_BYTES_BASE + input.len() * self.allocation_per_byte;
+        let most = self.allocation_base + input.len() * self.allocation_per_byte;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let (taken, allocated) = meter::peak_of(|| target(input));
             assert!(

@@ -103,3 +103,22 @@ fn refused() {
     assert_eq!(json(&mut object, &json!([{"op": "nope", "path": "/a"}])).unwrap_err().code, 422);
     assert_eq!(json(&mut object, &json!([{"op": "test", "path": "/a", "value": 2}])).unwrap_err().code, 422);
 }
+
+#[test]
+fn a_json_patch_cannot_grow_a_document_without_bound() {
+    let check = |patch: Value, code: Option<u16>| {
+        let mut target = json!({ "a": { "b": "c" } });
+        assert_eq!(json(&mut target, &patch).err().map(|status| status.code), code, "{patch}");
+    };
+    let copy = |index: usize| json!({ "op": "copy", "from": "/a", "path": format!("/a/x{index}") });
+    check((0..8).map(copy).collect(), None);
+    check((0..24).map(copy).collect(), Some(422));
+    let nest = [
+        json!({ "op": "add", "path": "/y", "value": {} }),
+        json!({ "op": "move", "from": "/a", "path": "/y/a" }),
+        json!({ "op": "move", "from": "/y", "path": "/a" }),
+    ];
+    check(Value::from(vec![nest.clone(); 20].concat()), None);
+    check(Value::from(vec![nest; 200].concat()), Some(422));
+    check(vec![json!({ "op": "test", "path": "/a/b", "value": "c" }); OPERATIONS_MAX + 1].into(), Some(413));
+}
