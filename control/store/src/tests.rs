@@ -4,6 +4,7 @@ mod codec;
 mod conformance;
 mod durability;
 mod faults;
+mod fuzz;
 mod raft;
 
 use serde_json::json;
