@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 /// A lightweight orchestrator of WebAssembly components with the Kubernetes API, for edge devices.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Cli {
     /// The kubeconfig of the cluster to talk to [default: KUBECONFIG, then ~/.kube/config].
     #[arg(long, global = true, value_name = "FILE")]
