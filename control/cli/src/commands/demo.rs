@@ -79,7 +79,7 @@ async fn show(kubeconfig: &Path) -> Result<()> {
     let items = manifest::parse(MANIFEST)?;
     let applied = Instant::now();
     for item in &items {
-        println!("  {} {}", item.title(), apply::apply(&client, item, None).await?);
+        println!("  {} {}", item.title(), apply::apply(&client, item, None, false).await?);
     }
     step("examples/hello/manifest.yaml is applied", applied);
 

@@ -314,7 +314,7 @@ impl Bed {
 
     async fn apply(&self, object: Value) -> Result<()> {
         let item = manifest::parse(&object.to_string())?.remove(0);
-        apply::apply(&self.client, &item, None).await.map(drop)
+        apply::apply(&self.client, &item, None, true).await.map(drop)
     }
 
     async fn wait_pods(&self, prefix: &str, count: usize) -> Result<()> {
