@@ -50,6 +50,15 @@ fn pod(name: &str, restart: &str, image: &str, rest: &str) -> String {
     )
 }
 
+/// A component that imports what no node offers.
+const ASKS_FOR_GPIO: &str = r#"(component
+    (import "example:device/gpio@1.0.0" (instance (export "read" (func (result bool)))))
+    (core module $m (func (export "run") (result i32) i32.const 0))
+    (core instance $i (instantiate $m))
+    (func $run (result (result)) (canon lift (core func $i "run")))
+    (instance $exports (export "run" (func $run)))
+    (export "wasi:cli/run@0.2.0" (instance $exports)))"#;
+
 #[test]
 fn a_pod_that_cannot_run_says_why_and_a_pod_that_ends_says_how() {
     let cluster = cluster();
@@ -70,6 +79,12 @@ fn a_pod_that_cannot_run_says_why_and_a_pod_that_ends_says_how() {
     );
     let answer = eventually(status("unconfigured"), |answer| answer.contains("CreateContainerConfigError"));
     assert!(answer.contains(r#"configmap \"nowhere\" not found"#), "{answer}");
+
+    let file = cluster.data_dir.join("asks.wasm");
+    std::fs::write(&file, wat::parse_str(ASKS_FOR_GPIO).unwrap()).unwrap();
+    cluster.lichen(&["push", &file.to_string_lossy(), "asks:v1"]).unwrap();
+    apply(&cluster, &pod("asks", "Always", "asks:v1", ""));
+    eventually(status("asks"), |answer| answer.contains("example:device/gpio@1.0.0"));
 
     apply(&cluster, &pod("three", "Never", "worker:v1", "args: ['--code', '3']"));
     let answer = eventually(status("three"), |answer| answer.contains("\"Failed\""));
