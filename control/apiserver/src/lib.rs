@@ -16,6 +16,8 @@ mod collection;
 mod delete;
 mod discovery;
 mod documents;
+#[cfg(test)]
+mod fuzz;
 mod lists;
 mod logs;
 mod negotiate;

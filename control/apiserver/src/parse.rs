@@ -10,6 +10,13 @@ use serde_json::{Map, Number, Value};
 /// Most duplicate fields that are remembered.
 const DUPLICATES_MAX: usize = 64;
 
+/// What any YAML document may unfold to: an alias stands for a text as long as it likes, as often as it likes.
+const UNFOLDED_BASE: usize = 256 * 1024;
+/// What a document may unfold to for each of its bytes. Without aliases none comes near.
+const UNFOLDED_PER_BYTE: usize = 32;
+/// What a value counts beyond its text. It takes at least two bytes to write one.
+const VALUE_WEIGHT: usize = 32;
+
 /// A value, and the paths in it that were given more than once.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Parsed {
@@ -41,7 +48,8 @@ fn json_error(error: &serde_json::Error, bytes: &[u8]) -> String {
 pub(crate) fn yaml(bytes: &[u8]) -> Result<Parsed, String> {
     let mut documents = serde_yaml_ng::Deserializer::from_slice(bytes);
     let first = documents.next().ok_or("yaml: there is no document")?;
-    let mut reader = Reader::default();
+    let most = UNFOLDED_BASE + bytes.len() * UNFOLDED_PER_BYTE;
+    let mut reader = Reader { left: most, ..Reader::default() };
     let value = Seed(&mut reader).deserialize(first).map_err(|error| format!("yaml: {error}"))?;
     if documents.next().is_some() {
         return Err("yaml: more than one document".to_owned());
@@ -49,10 +57,18 @@ pub(crate) fn yaml(bytes: &[u8]) -> Result<Parsed, String> {
     Ok(Parsed { value, duplicates: reader.duplicates })
 }
 
-#[derive(Default)]
 struct Reader {
     path: Vec<Step>,
     duplicates: Vec<String>,
+    /// How much more may be read.
+    left: usize,
+}
+
+impl Default for Reader {
+    /// Without a bound: JSON has no way to say more than it holds.
+    fn default() -> Self {
+        Self { path: Vec::new(), duplicates: Vec::new(), left: usize::MAX }
+    }
 }
 
 enum Step {
@@ -61,6 +77,12 @@ enum Step {
 }
 
 impl Reader {
+    fn charge<E: Error>(&mut self, weight: usize) -> Result<(), E> {
+        let left = self.left.checked_sub(weight);
+        self.left = left.ok_or_else(|| E::custom("its aliases unfold to too much"))?;
+        Ok(())
+    }
+
     fn duplicate(&mut self, name: &str) {
         if self.duplicates.len() >= DUPLICATES_MAX {
             return;
@@ -93,6 +115,7 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.0.charge(VALUE_WEIGHT)?;
         deserializer.deserialize_any(self)
     }
 }
@@ -122,11 +145,13 @@ impl<'de> Visitor<'de> for Seed<'_> {
             .ok_or_else(|| E::custom("a number that JSON does not have"))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        self.0.charge(value.len())?;
         Ok(Value::String(value.to_owned()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
+        self.0.charge(value.len())?;
         Ok(Value::String(value))
     }
 
@@ -160,6 +185,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let Self(reader) = self;
         let mut map = Map::new();
         while let Some(name) = access.next_key_seed(Name)? {
+            reader.charge(name.len())?;
             if map.contains_key(&name) {
                 reader.duplicate(&name);
             }

@@ -369,7 +369,7 @@ impl Checkpoint {
         Ok(true)
     }
 
-    fn decode_object(&self, place: &str, value: &[u8]) -> Option<Object> {
+    pub(crate) fn decode_object(&self, place: &str, value: &[u8]) -> Option<Object> {
         let (kind, key) = place.split_once(' ')?;
         let opened;
         let value = if kind == SECRET {
@@ -391,15 +391,15 @@ struct Raw {
 }
 
 /// Where an object lies: neither kinds nor keys hold a space.
-fn place(kind: &str, key: &str) -> String {
+pub(crate) fn place(kind: &str, key: &str) -> String {
     format!("{kind} {key}")
 }
 
-fn encode<T: Serialize>(value: &T) -> Option<Vec<u8>> {
+pub(crate) fn encode<T: Serialize>(value: &T) -> Option<Vec<u8>> {
     serde_cbor::to_vec(value).ok()
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     serde_cbor::from_slice(bytes).ok()
 }
 

@@ -11,6 +11,8 @@
 //! Deliberately absent: what pods, objects and addresses mean; anything that can be computed again.
 
 mod checkpoint;
+#[cfg(test)]
+mod fuzz;
 mod seal;
 
 pub use checkpoint::{
