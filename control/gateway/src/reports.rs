@@ -327,3 +327,6 @@ fn without_nulls(mut value: Value) -> Value {
     }
     value
 }
+
+#[cfg(test)]
+mod fuzz;
