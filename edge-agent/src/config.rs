@@ -94,13 +94,13 @@ pub enum StartError {
     #[error("the node has not joined a cluster yet: start it with a join token (`lichen token create`)")]
     NoToken,
     /// Joining failed.
-    #[error("the node cannot join: {0}")]
+    #[error("the node cannot join")]
     Join(#[source] lichen_link::JoinError),
     /// Keys or certificates can't be made or used.
     #[error(transparent)]
     Pki(#[from] lichen_pki::PkiError),
     /// The runtime for components can't be started.
-    #[error("the runtime cannot be started: {0}")]
+    #[error("the runtime cannot be started")]
     Runtime(#[from] lichen_workload::RuntimeError),
     /// The data directory can't be used.
     #[error("{path}: {source}")]
