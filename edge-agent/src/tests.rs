@@ -270,7 +270,11 @@ async fn what_cannot_be_started_says_why() {
     .await
     {
         Ok(_) => panic!("it started"),
-        Err(error) => assert!(error.to_string().contains(expect), "{error}"),
+        Err(error) => {
+            // As the programs print it: with its causes.
+            let error = format!("{:#}", anyhow::Error::from(error));
+            assert!(error.contains(expect), "{error}");
+        }
     };
     let config = |name: &str| Config::new(name, dir.path(), "127.0.0.1:1");
     check(config("Not A Name"), "is not a lowercase DNS subdomain").await;
