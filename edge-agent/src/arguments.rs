@@ -8,6 +8,7 @@ use crate::{Agent, Config};
 
 /// What the command line says of a node.
 #[derive(Clone, clap::Args)]
+#[group(id = "node")]
 pub struct Arguments {
     /// The broker that the node's session goes through, HOST:PORT.
     #[arg(long, env = "LICHEN_SERVER")]

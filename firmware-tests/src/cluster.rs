@@ -3,21 +3,22 @@
 //! Clusters of one machine share the loopback addresses that stand for cluster addresses, so a machine runs one at a
 //! time: [`Cluster::start`] waits for its turn.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
+
+use crate::process::Process;
 
 static TURN: Mutex<()> = Mutex::new(());
 /// What `lichen up` and `lichen server` print when they are ready.
-const READY: [&str; 2] = ["To use it:", "A node joins with a token:"];
+pub const READY: [&str; 2] = ["To use it:", "A node joins with a token:"];
 
 /// A running cluster. Dropping it ends its process.
 pub struct Cluster {
     program: PathBuf,
-    process: Child,
+    process: Process,
     /// The folder with the cluster's state and its `admin.kubeconfig`.
     pub data_dir: PathBuf,
     _folder: Option<tempfile::TempDir>,
@@ -73,7 +74,6 @@ impl Cluster {
     /// As [`Cluster::start`].
     pub fn kill_and_restart(&mut self) -> Result<()> {
         self.process.kill()?;
-        self.process.wait()?;
         self.process = launch(&self.program, &self.data_dir)?;
         Ok(())
     }
@@ -82,20 +82,8 @@ impl Cluster {
     ///
     /// # Errors
     /// When it ends with a failure.
-    pub fn stop(mut self) -> Result<()> {
-        let id = self.process.id().to_string();
-        ensure!(Command::new("kill").args(["-TERM", &id]).status()?.success(), "kill -TERM {id}");
-        let status = self.process.wait()?;
-        ensure!(status.success(), "the cluster ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        // It may have ended by itself, which is what is wanted.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+    pub fn stop(self) -> Result<()> {
+        self.process.stop()
     }
 }
 
@@ -114,33 +102,9 @@ pub fn succeed(output: Output, arguments: &[&str]) -> Result<String> {
     Ok(text)
 }
 
-fn launch(program: &Path, data_dir: &Path) -> Result<Child> {
-    let mut process = Command::new(program)
-        .args([
-            "up",
-            "--api-addr",
-            "127.0.0.1:0",
-            "--mqtt-addr",
-            "127.0.0.1:0",
-            "--node",
-            "edge-1",
-            "--node",
-            "edge-2",
-        ])
-        .arg("--data-dir")
-        .arg(data_dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("starting {}", program.display()))?;
-    let output = process.stdout.take().context("the process has an output")?;
-    let mut lines = BufReader::new(output).lines();
-    while let Some(line) = lines.next().transpose()? {
-        if READY.iter().any(|ready| line.starts_with(ready)) {
-            // Reading on keeps the process from a broken pipe; the thread ends with the process.
-            std::thread::spawn(move || lines.for_each(drop));
-            return Ok(process);
-        }
-    }
-    bail!("the cluster ended before it was ready: {}", process.wait()?)
+fn launch(program: &Path, data_dir: &Path) -> Result<Process> {
+    let mut command = Command::new(program);
+    command.args(["up", "--api-addr", "127.0.0.1:0", "--mqtt-addr", "127.0.0.1:0"]);
+    command.args(["--node", "edge-1", "--node", "edge-2", "--data-dir"]).arg(data_dir);
+    Process::start("cluster", command, data_dir, &READY)
 }

@@ -4,4 +4,6 @@
 //! Deliberately absent: anything that a crate's own tests can see.
 
 pub mod cluster;
+pub mod network;
+pub mod process;
 pub mod tools;

@@ -1,6 +1,6 @@
 //! Programs that a test needs and a machine may lack.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The version of kubectl whose behaviour the tests compare with.
@@ -8,8 +8,7 @@ pub const KUBECTL_MINOR: &str = "v1.36.";
 
 /// Finds the kubectl to test with: `LICHEN_KUBECTL`, else the one on the path, of the version that Lichen speaks.
 ///
-/// Where there is none the test cannot run: with `CI=true` that is a failure, elsewhere the reason is printed and
-/// `None` returned.
+/// Where there is none the test cannot run, see [`missing`].
 ///
 /// # Panics
 /// With `CI=true` and no such kubectl.
@@ -21,7 +20,25 @@ pub fn kubectl() -> Option<PathBuf> {
         Ok(_) => format!("{} is not kubectl {KUBECTL_MINOR}x", path.display()),
         Err(error) => format!("{}: {error}", path.display()),
     };
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have kubectl {KUBECTL_MINOR}x: {reason}");
-    println!("skipped: {reason}; install kubectl {KUBECTL_MINOR}x or name it in LICHEN_KUBECTL");
+    missing(&format!("{reason}; install kubectl {KUBECTL_MINOR}x or name it in LICHEN_KUBECTL"));
     None
+}
+
+/// Says that a test does not run, and why.
+///
+/// # Panics
+/// With `CI=true`: there every test runs.
+pub fn missing(reason: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have what every test needs: {reason}");
+    println!("skipped: {reason}");
+}
+
+/// A program that stands beside another one, as the build puts all of them in one folder.
+///
+/// # Panics
+/// When it has not been built: a test of the whole workspace builds it.
+pub fn beside(program: &str, name: &str) -> PathBuf {
+    let path = Path::new(program).with_file_name(name);
+    assert!(path.exists(), "{} is not built: run cargo build --workspace first", path.display());
+    path
 }

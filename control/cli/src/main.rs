@@ -112,3 +112,15 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::CompileWorker(arguments) => commands::compile_worker::run(arguments),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}
