@@ -68,8 +68,9 @@ pub async fn run(registry: Registry, mut stop: watch::Receiver<bool>) {
             Duration::MAX
         };
         tokio::select! {
-            changed = leadership.changed() => if changed.is_err() { return },
+            biased;
             changed = stop.changed() => if changed.is_err() { return },
+            changed = leadership.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(wait) => {}
         }
     }
@@ -101,9 +102,10 @@ async fn lead(
     };
     manager.begin();
     let end = tokio::select! {
-        error = manager.work() => End::Reopen(error),
-        () = deposed(leadership, term) => End::Deposed,
+        biased;
         () = stopped(stop) => End::Stopped,
+        () = deposed(leadership, term) => End::Deposed,
+        error = manager.work() => End::Reopen(error),
     };
     manager.drain().await;
     if let Err(error) = recording.await {
@@ -229,14 +231,16 @@ impl Manager {
             }
         };
         tokio::select! {
+            // In this order, so that the same changes are always decided alike; what can come in floods comes last.
+            biased;
+            Some(done) = self.running.join_next() => self.finish(done),
+            () = self.scheduling.progress() => {}
+            () = timer => {}
             change = self.cache.next() => {
                 if let Some(change) = change? {
                     self.take(&change);
                 }
             }
-            Some(done) = self.running.join_next() => self.finish(done),
-            () = self.scheduling.progress() => {}
-            () = timer => {}
         }
         while let Some(done) = self.running.try_join_next() {
             self.finish(done);

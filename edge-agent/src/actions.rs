@@ -1,6 +1,8 @@
 //! What the core does about a pod machine's commands.
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -16,14 +18,13 @@ use lichen_workload::{ContainerId, ContainerSpec, Runtime, RuntimeError};
 use tokio::sync::mpsc;
 use tracing::{debug, error, warn};
 
-use crate::clock::now;
 use crate::core::{Core, Msg};
 use crate::env;
 use crate::exit::exit_of;
 use crate::facts::Facts;
+use crate::host::Host;
 use crate::logs;
-use crate::probe;
-use crate::spec::{find, in_use, ports};
+use crate::spec::{find, ports};
 use crate::uplink::ByteStream;
 use crate::volumes::{self, Planned};
 
@@ -36,7 +37,7 @@ impl Core {
         match command {
             Command::SetUp => self.set_up(uid),
             Command::Prepare { container, image, policy } => {
-                let (artifacts, messages) = (self.artifacts.clone(), self.messages.clone());
+                let (images, messages) = (self.images.clone(), self.messages.clone());
                 let uid = uid.to_owned();
                 self.tasks.spawn(async move {
                     let pulling = || {
@@ -44,7 +45,7 @@ impl Core {
                         // It makes an event only, so a full queue may lose it.
                         let _ = messages.try_send(Msg::Step(uid.clone(), input));
                     };
-                    let result = artifacts.prepare(&image, policy, pulling).await;
+                    let result = images.prepare(&image, policy, Box::new(pulling)).await;
                     answer(&messages, Msg::Prepared { uid, container, result }).await;
                 });
             }
@@ -67,8 +68,9 @@ impl Core {
             Command::Probe { container, attempt, kind, target, timeout_s } => {
                 let ip = self.facts(uid).pod_ip;
                 let (mode, messages, uid) = (self.config.address_mode, self.messages.clone(), uid.to_owned());
+                let host = self.host.clone();
                 self.tasks.spawn(async move {
-                    let result = probe::run(&target, &ip, mode, Duration::from_secs(timeout_s.into())).await;
+                    let result = host.probe(&target, &ip, mode, Duration::from_secs(timeout_s.into())).await;
                     answer(&messages, Msg::Step(uid, Input::Probed { container, attempt, kind, result }))
                         .await;
                 });
@@ -129,7 +131,7 @@ impl Core {
             let ip = pool.assign(uid).map_err(|error: PoolError| error.to_string())?;
             // No container of the pod runs yet, so a port that is taken is somebody else's: of another cluster on
             // this machine, or of a program that listens on every address.
-            let taken = ports.iter().find(|port| in_use(SocketAddr::from((mode.map(ip), **port))));
+            let taken = ports.iter().find(|port| self.host.in_use(SocketAddr::from((mode.map(ip), **port))));
             match taken {
                 Some(port) => {
                     debug!(%ip, port, "another program listens on a pod address; it is left alone");
@@ -179,9 +181,9 @@ impl Core {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.planned = (entry.planned.0 + 1, planned.clone());
         let (number, written) = (entry.planned.0, entry.written.clone());
-        let (messages, uid) = (self.messages.clone(), uid.to_owned());
+        let (host, messages, uid) = (self.host.clone(), self.messages.clone(), uid.to_owned());
         self.tasks.spawn(async move {
-            let result = tokio::task::spawn_blocking(move || {
+            let result = host.blocking(move || {
                 let mut last = written.lock().unwrap_or_else(PoisonError::into_inner);
                 if *last > number {
                     return Ok(());
@@ -261,11 +263,11 @@ impl Core {
             self.ids.remove(old);
         }
         let outdated = outdated.map(|old| (old, self.log_path(uid, name, attempt - 2)));
-        let (runtime, messages) = (self.runtime.clone(), self.messages.clone());
+        let (host, runtime, messages) = (self.host.clone(), self.runtime.clone(), self.messages.clone());
         let (uid, container) = (uid.to_owned(), name.to_owned());
         let wasm_id = format!("{}://{id}", runtime.name());
         self.tasks.spawn(async move {
-            let input = match launch(runtime.as_ref(), spec).await {
+            let input = match launch(host.as_ref(), runtime.as_ref(), spec).await {
                 Ok(()) => Input::Started { container, attempt, container_id: wasm_id },
                 Err(error) => Input::StartFailed { container, attempt, message: error.to_string() },
             };
@@ -275,7 +277,7 @@ impl Core {
                 if let Err(error) = runtime.remove(&old).await {
                     debug!(%old, %error, "an old attempt is not known any more");
                 }
-                let _ = tokio::fs::remove_file(log).await;
+                let _ = host.blocking(move || std::fs::remove_file(log)).await;
             }
         });
     }
@@ -294,14 +296,15 @@ impl Core {
         for id in &ids {
             self.ids.remove(id);
         }
-        let (runtime, dir) = (self.runtime.clone(), self.pod_dir(uid));
+        let (host, runtime, dir) = (self.host.clone(), self.runtime.clone(), self.pod_dir(uid));
         self.tasks.spawn(async move {
             for id in ids {
                 if let Err(error) = runtime.remove(&id).await {
                     debug!(%id, %error, "a container of a pod that is gone is not known any more");
                 }
             }
-            if let Err(error) = tokio::fs::remove_dir_all(&dir).await
+            let removed = dir.clone();
+            if let Ok(Err(error)) = host.blocking(move || std::fs::remove_dir_all(removed)).await
                 && error.kind() != std::io::ErrorKind::NotFound
             {
                 warn!(dir = %dir.display(), %error, "what a pod left could not be removed");
@@ -325,17 +328,18 @@ impl Core {
     }
 
     fn event(&mut self, about: ObjectReference, what: (&str, &str, String)) {
-        let (key, event) = self.recorder.record(about, what, &self.config.node_name, now());
+        let (key, event) = self.recorder.record(about, what, &self.config.node_name, self.host.now());
         self.report(report::EVENT, &key, "", &event);
     }
 
     /// Makes the proxy serve what the table says.
     pub(crate) fn apply_routes(&mut self) {
-        let errors = self.proxy.apply(&self.objects.table.routes());
+        let Some(proxy) = &mut self.proxy else { return };
+        let errors = proxy.apply(&self.objects.table.routes());
         if errors.is_empty() {
             return;
         }
-        self.routes_retry = Some(now().saturating_add(ROUTES_RETRY).unwrap_or(Timestamp::MAX));
+        self.routes_retry = Some(self.host.now().saturating_add(ROUTES_RETRY).unwrap_or(Timestamp::MAX));
         for error in errors {
             warn!(%error, "a service is not served on this node");
             let about = ObjectReference {
@@ -392,10 +396,11 @@ impl Core {
 }
 
 /// Creates and starts a container.
-async fn launch(runtime: &dyn Runtime, spec: ContainerSpec) -> Result<(), RuntimeError> {
+async fn launch(host: &dyn Host, runtime: &dyn Runtime, spec: ContainerSpec) -> Result<(), RuntimeError> {
     let io_error = |source| RuntimeError::Io { context: "making the log's directory".to_owned(), source };
-    if let Some(dir) = spec.log.parent() {
-        tokio::fs::create_dir_all(dir).await.map_err(io_error)?;
+    if let Some(dir) = spec.log.parent().map(Path::to_owned) {
+        let made = host.blocking(move || std::fs::create_dir_all(dir)).await;
+        made.map_err(io::Error::other).and_then(|made| made).map_err(io_error)?;
     }
     let id = spec.id.clone();
     runtime.create(spec).await?;

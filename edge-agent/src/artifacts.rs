@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use lichen_pods::{ImageFailure, PullPolicy};
 use lichen_state::{Change, Checkpoint, Space};
@@ -51,14 +53,28 @@ pub(crate) struct Record {
 
 /// An artifact that is ready to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Prepared {
-    pub(crate) artifact: Artifact,
-    pub(crate) image_id: String,
-    pub(crate) pulled_ms: Option<u64>,
+pub struct Prepared {
+    /// The artifact.
+    pub artifact: Artifact,
+    /// What the container's status calls the image.
+    pub image_id: String,
+    /// How long fetching it took, if it had to be.
+    pub pulled_ms: Option<u64>,
 }
 
 /// Why there is no artifact.
-pub(crate) type Failure = (ImageFailure, String);
+pub type Failure = (ImageFailure, String);
+
+/// Gets images onto the node.
+pub trait Images: Send + Sync + 'static {
+    /// Gets an image's artifact and checks that the runtime can run it. `pulling` is called if it has to be fetched.
+    fn prepare<'a>(
+        &'a self,
+        image: &'a str,
+        policy: PullPolicy,
+        pulling: Box<dyn FnOnce() + Send + 'a>,
+    ) -> BoxFuture<'a, Result<Prepared, Failure>>;
+}
 
 /// The artifacts of this node.
 pub(crate) struct Artifacts {
@@ -104,6 +120,17 @@ enum Broken {
 impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Self {
         Self::Failed((ImageFailure::Pull, format!("the node's disk: {error}")))
+    }
+}
+
+impl Images for Artifacts {
+    fn prepare<'a>(
+        &'a self,
+        image: &'a str,
+        policy: PullPolicy,
+        pulling: Box<dyn FnOnce() + Send + 'a>,
+    ) -> BoxFuture<'a, Result<Prepared, Failure>> {
+        Artifacts::prepare(self, image, policy, pulling).boxed()
     }
 }
 

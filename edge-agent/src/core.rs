@@ -22,12 +22,12 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, warn};
 
-use crate::artifacts::{Artifacts, Failure, Prepared};
-use crate::clock::now;
+use crate::artifacts::{Failure, Images, Prepared};
 use crate::config::Config;
 use crate::env::Environment;
 use crate::events::Recorder;
 use crate::exit::exit_of;
+use crate::host::Host;
 use crate::node::Machine;
 use crate::objects::{Id, Objects};
 use crate::uplink::Outbox;
@@ -68,8 +68,9 @@ pub(crate) struct Entry {
 /// See the module.
 pub(crate) struct Core {
     pub(crate) config: Arc<Config>,
+    pub(crate) host: Arc<dyn Host>,
     pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) images: Arc<dyn Images>,
     pub(crate) outbox: Outbox,
     pub(crate) objects: Objects,
     pub(crate) entries: BTreeMap<String, Entry>,
@@ -82,7 +83,7 @@ pub(crate) struct Core {
     pub(crate) pool: Option<Pool>,
     /// Addresses as they are in the checkpoint, by pod.
     pub(crate) addresses: BTreeMap<String, Ipv4Addr>,
-    pub(crate) proxy: Proxy,
+    pub(crate) proxy: Option<Proxy>,
     pub(crate) recorder: Recorder,
     pub(crate) machine: Machine,
     pub(crate) changes: Vec<Change>,
@@ -106,28 +107,40 @@ pub(crate) struct Core {
     pub(crate) connected: watch::Sender<bool>,
 }
 
-/// What the core is made of.
-pub(crate) struct Parts {
-    pub(crate) config: Arc<Config>,
-    pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) artifacts: Arc<Artifacts>,
-    pub(crate) outbox: Outbox,
-    pub(crate) proxy: Proxy,
-    pub(crate) checkpoint: Arc<Checkpoint>,
-    pub(crate) messages: mpsc::Sender<Msg>,
-    pub(crate) connected: watch::Sender<bool>,
+/// What a core is made of, whatever carries its session and whatever it runs on.
+pub struct Parts {
+    /// What the node was told.
+    pub config: Arc<Config>,
+    /// The machine.
+    pub host: Arc<dyn Host>,
+    /// What runs containers.
+    pub runtime: Arc<dyn Runtime>,
+    /// What gets images onto the node.
+    pub images: Arc<dyn Images>,
+    /// What serves Services; without it they are not served on this node.
+    pub proxy: Option<Proxy>,
+    /// What lasts.
+    pub checkpoint: Arc<Checkpoint>,
+    /// Told whether the session stands.
+    pub connected: watch::Sender<bool>,
 }
 
 impl Core {
     /// A core that knows what the checkpoint does. Its pods go on from where they were.
-    pub(crate) fn new(parts: Parts, contents: &Contents) -> Self {
-        let machine = Machine::look(&parts.config.data_dir);
+    pub(crate) fn new(
+        parts: Parts,
+        contents: &Contents,
+        outbox: Outbox,
+        messages: mpsc::Sender<Msg>,
+    ) -> Self {
+        let machine = parts.host.look(&parts.config.data_dir);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let mut core = Self {
             config: parts.config,
+            host: parts.host,
             runtime: parts.runtime,
-            artifacts: parts.artifacts,
-            outbox: parts.outbox,
+            images: parts.images,
+            outbox,
             objects: Objects::default(),
             entries: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -143,7 +156,7 @@ impl Core {
             machine,
             changes: Vec::new(),
             inputs: VecDeque::new(),
-            messages: parts.messages,
+            messages,
             tasks: JoinSet::new(),
             config_stale: false,
             routes_stale: true,
@@ -169,7 +182,7 @@ impl Core {
             }
         }
         self.set_pool();
-        let at = now();
+        let at = self.host.now();
         let pods: Vec<(String, Arc<Pod>)> = self.objects.pods.clone().into_iter().collect();
         for (key, pod) in pods {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -227,18 +240,21 @@ impl Core {
         let mut runtime = self.runtime.events();
         self.settle().await;
         loop {
-            let timer = sleep_until(self.wake());
+            let timer = sleep_until(self.wake(), self.host.now());
             tokio::select! {
+                // In this order, so that the same happenings are always taken alike; what the control plane can flood
+                // the node with comes last.
+                biased;
                 _ = &mut stop => break,
-                Some(event) = link.recv() => self.on_link(event),
-                Some(message) = messages.recv() => self.on_message(message),
-                event = runtime.recv() => self.on_runtime(event),
                 Some(done) = self.tasks.join_next() => {
                     if let Err(error) = done && error.is_panic() {
                         error!(%error, "a task of the agent failed");
                     }
                 }
+                event = runtime.recv() => self.on_runtime(event),
                 () = timer => self.tick(),
+                Some(message) = messages.recv() => self.on_message(message),
+                Some(event) = link.recv() => self.on_link(event),
             }
             for _ in 0..BATCH_MAX {
                 if let Ok(message) = messages.try_recv() {
@@ -260,7 +276,7 @@ impl Core {
     }
 
     fn tick(&mut self) {
-        let at = now();
+        let at = self.host.now();
         let due = self.entries.iter().filter(|(_, entry)| entry.wake.is_some_and(|wake| wake <= at));
         let due: Vec<String> = due.map(|(uid, _)| uid.clone()).collect();
         for uid in due {
@@ -279,7 +295,7 @@ impl Core {
     pub(crate) fn step(&mut self, uid: &str, input: Input) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         self.urgent |= matches!(input, Input::Exited { .. });
-        let output = entry.machine.step(input, now());
+        let output = entry.machine.step(input, self.host.now());
         entry.wake = output.wake;
         self.dirty.insert(uid.to_owned());
         for command in output.commands {
@@ -326,14 +342,15 @@ impl Core {
             return;
         }
         if !self.urgent && self.changes.len() < BATCH_MAX {
-            self.flush_at.get_or_insert_with(|| now().saturating_add(FLUSH_AFTER).unwrap_or(Timestamp::MAX));
+            let now = self.host.now();
+            self.flush_at.get_or_insert_with(|| now.saturating_add(FLUSH_AFTER).unwrap_or(Timestamp::MAX));
             return;
         }
         self.changes.push(Change::Sync(self.sync));
         let changes = Arc::new(std::mem::take(&mut self.changes));
         loop {
             let (checkpoint, batch) = (self.checkpoint.clone(), changes.clone());
-            match tokio::task::spawn_blocking(move || checkpoint.commit(&batch)).await {
+            match self.host.blocking(move || checkpoint.commit(&batch)).await {
                 Ok(Ok(())) => break,
                 Ok(Err(error)) => error!(%error, "the checkpoint waits"),
                 Err(error) => error!(%error, "the checkpoint waits"),
@@ -418,20 +435,22 @@ impl Core {
             });
         }
         stops.join_all().await;
-        self.proxy.shutdown(self.config.shutdown_grace).await;
+        if let Some(proxy) = self.proxy {
+            proxy.shutdown(self.config.shutdown_grace).await;
+        }
         self.changes.push(Change::Sync(self.sync));
         let (checkpoint, changes) = (self.checkpoint, self.changes);
-        match tokio::task::spawn_blocking(move || checkpoint.commit(&changes)).await {
+        match self.host.blocking(move || checkpoint.commit(&changes)).await {
             Ok(Ok(())) => {}
             other => error!(?other, "the last changes are not in the checkpoint"),
         }
     }
 }
 
-async fn sleep_until(at: Option<Timestamp>) {
+async fn sleep_until(at: Option<Timestamp>, now: Timestamp) {
     match at {
         Some(at) => {
-            let left = at.duration_since(now());
+            let left = at.duration_since(now);
             tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
         }
         None => std::future::pending().await,

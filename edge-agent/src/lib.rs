@@ -17,6 +17,7 @@ mod env;
 mod events;
 mod exit;
 mod facts;
+mod host;
 mod identity;
 mod logs;
 mod node;
@@ -34,7 +35,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use arguments::Arguments;
+pub use artifacts::{Failure, Images, Prepared};
 pub use config::{Config, StartError};
+pub use core::Parts;
+pub use host::Host;
 use lichen_engine::ProfileId;
 use lichen_link::{Link, LinkEvent};
 pub use lichen_net::AddressMode;
@@ -45,14 +49,17 @@ use lichen_wire::heapless;
 use lichen_wire::keys::NodeKey;
 use lichen_wire::session::{AgentConfig, Limits, Timing};
 use lichen_workload::{Runtime, WasmConfig, WasmRuntime};
+pub use node::Machine;
 use rand::RngExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::warn;
+pub use uplink::{ByteStream, Uplink};
 
 use crate::artifacts::{Artifacts, State};
-use crate::core::{Core, Parts};
-use crate::uplink::{Outbox, Uplink};
+use crate::core::Core;
+use crate::host::Local;
+use crate::uplink::Outbox;
 
 /// Most answers of tasks that wait for the core; tasks wait when there are more.
 const MESSAGES_MAX: usize = 1024;
@@ -122,21 +129,46 @@ impl Agent {
     }
 }
 
-/// The parts of a node that run, whatever carries its session.
-struct Running {
-    stop: oneshot::Sender<()>,
+/// A core and what hands on its reports, running.
+pub struct Running {
+    stop: Option<oneshot::Sender<()>>,
     core: JoinHandle<()>,
     outbox: JoinHandle<()>,
 }
 
 impl Running {
-    async fn stop(self) {
+    /// Stops every component with a grace and writes what is known.
+    pub async fn stop(mut self) {
         // A core that is gone has stopped.
-        let _ = self.stop.send(());
-        if let Err(error) = self.core.await {
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        if let Err(error) = (&mut self.core).await {
             warn!(%error, "the agent's core did not end well");
         }
+    }
+}
+
+impl Drop for Running {
+    /// As a crash ends them: nothing is said and nothing more is written.
+    fn drop(&mut self) {
+        self.core.abort();
         self.outbox.abort();
+    }
+}
+
+impl Parts {
+    /// Starts a core that knows what the checkpoint does. `uplink` takes its reports, `events` is what the session says.
+    pub fn start(
+        self,
+        contents: &Contents,
+        uplink: Arc<dyn Uplink>,
+        events: mpsc::Receiver<LinkEvent>,
+    ) -> Running {
+        let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
+        let outbox = Outbox::default();
+        let reporter = tokio::spawn(outbox.clone().run(uplink));
+        let (stop, stopped) = oneshot::channel();
+        let core = tokio::spawn(Core::new(self, contents, outbox, messages).run(events, inbox, stopped));
+        Running { stop: Some(stop), core, outbox: reporter }
     }
 }
 
@@ -153,7 +185,6 @@ impl Build {
     async fn run(self, uplink: Arc<dyn Uplink>, events: mpsc::Receiver<LinkEvent>) -> Running {
         let Self { config, runtime, checkpoint, contents, ca_pem } = self;
         sweep(&config.data_dir, &contents).await;
-        let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
         let (connected_to, connected) = watch::channel(false);
         let artifacts = Artifacts {
             dir: config.data_dir.join("artifacts"),
@@ -165,21 +196,17 @@ impl Build {
             checkpoint: checkpoint.clone(),
             state: State::restore(contents.space(Space::Image)).into(),
         };
-        let outbox = Outbox::default();
-        let reporter = tokio::spawn(outbox.clone().run(uplink));
+        let proxy = ProxyConfig::new(config.address_mode, rand::rng().random::<u32>() as usize);
         let parts = Parts {
-            proxy: Proxy::new(ProxyConfig::new(config.address_mode, rand::rng().random::<u32>() as usize)),
             config: Arc::new(config),
+            host: Arc::new(Local),
             runtime,
-            artifacts: Arc::new(artifacts),
-            outbox,
+            images: Arc::new(artifacts),
+            proxy: Some(Proxy::new(proxy)),
             checkpoint,
-            messages,
             connected: connected_to,
         };
-        let (stop, stopped) = oneshot::channel();
-        let core = tokio::spawn(Core::new(parts, &contents).run(events, inbox, stopped));
-        Running { stop, core, outbox: reporter }
+        parts.start(&contents, uplink, events)
     }
 }
 

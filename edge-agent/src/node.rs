@@ -22,12 +22,17 @@ const MEMORY_LOW_BYTES: u64 = 32 << 20;
 
 /// What the machine has.
 #[derive(Debug, Clone)]
-pub(crate) struct Machine {
-    cpus: usize,
-    memory_bytes: u64,
-    memory_available_bytes: u64,
-    disk_bytes: u64,
-    disk_free_bytes: u64,
+pub struct Machine {
+    /// Processors.
+    pub cpus: usize,
+    /// Memory in all.
+    pub memory_bytes: u64,
+    /// Memory that can be had now.
+    pub memory_available_bytes: u64,
+    /// The disk in all.
+    pub disk_bytes: u64,
+    /// What is free of it.
+    pub disk_free_bytes: u64,
 }
 
 impl Machine {

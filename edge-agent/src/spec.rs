@@ -83,11 +83,6 @@ fn tcp_ports(container: &Container) -> impl Iterator<Item = u16> {
     tcp.filter_map(|p| u16::try_from(p.container_port).ok())
 }
 
-pub(crate) fn in_use(address: SocketAddr) -> bool {
-    let bound = std::net::TcpListener::bind(address);
-    bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
-}
-
 /// A container by its name, init containers included.
 pub(crate) fn find<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     let spec = pod.spec.as_ref()?;

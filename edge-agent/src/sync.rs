@@ -11,9 +11,8 @@ use lichen_state::{Change, Object, Space};
 use lichen_wire::report;
 use tracing::{error, info};
 
-use crate::clock::now;
 use crate::core::Core;
-use crate::node::{self, Machine};
+use crate::node;
 use crate::objects::Effect;
 
 impl Core {
@@ -100,7 +99,7 @@ impl Core {
             return;
         }
         if !self.entries.contains_key(&uid) {
-            self.insert(&uid, key, PodMachine::new(pod.clone(), now()), Vec::new());
+            self.insert(&uid, key, PodMachine::new(pod.clone(), self.host.now()), Vec::new());
         }
         self.step(&uid, Input::Desired(pod));
     }
@@ -130,7 +129,7 @@ impl Core {
 
     /// Reports every level anew, since the other side may have forgotten.
     fn report_all(&mut self) {
-        self.machine = Machine::look(&self.config.data_dir);
+        self.machine = self.host.look(&self.config.data_dir);
         self.report_node();
         for uid in self.gone.keys().cloned().collect::<Vec<_>>() {
             self.report_gone(&uid);
@@ -144,7 +143,7 @@ impl Core {
 
     fn report_node(&self) {
         let ip = self.pool.as_ref().map(Pool::node);
-        let node: Node = node::node(&self.config, &self.machine, ip, now());
+        let node: Node = node::node(&self.config, &self.machine, ip, self.host.now());
         self.report(report::NODE, &self.config.node_name, "", &node);
     }
 

@@ -16,7 +16,7 @@ use tracing::warn;
 const WAITING_MAX: usize = 2048;
 
 /// Reports and opens streams.
-pub(crate) trait Uplink: Send + Sync + 'static {
+pub trait Uplink: Send + Sync + 'static {
     /// Queues a report until it is durable; waits for room.
     fn report<'a>(
         &'a self,
@@ -31,7 +31,7 @@ pub(crate) trait Uplink: Send + Sync + 'static {
 }
 
 /// A stream in both directions.
-pub(crate) trait ByteStream: Send {
+pub trait ByteStream: Send {
     /// The next bytes; none after the last.
     fn read(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, StreamError>>;
     /// Writes all of the bytes.

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lichen_wire::session::{Config, GatewayConfig, Growable, Session};
 use lichen_wire::topic::{Channel, PRESENCE_DOWN, Topic};
-use rand::RngExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -52,7 +51,7 @@ impl Nodes {
             limits: shared.limits,
             timing: shared.timing,
         });
-        let session = Session::<Growable>::new(config, rand::rng().random());
+        let session = Session::<Growable>::new(config, (shared.random)());
         if self.lock().remove(node).is_some() {
             // The session under the old key ends without a word.
             shared.desired.lock().unwrap_or_else(PoisonError::into_inner).detach(node);
@@ -89,13 +88,14 @@ pub(crate) async fn run(
     }
     loop {
         tokio::select! {
+            biased;
+            Some(node) = joined.recv() => {
+                nodes.start(&shared, &node);
+            }
             message = bus.recv() => match message {
                 Some(message) => sort(&shared, &nodes, &joins, message),
                 None => break,
             },
-            Some(node) = joined.recv() => {
-                nodes.start(&shared, &node);
-            }
         }
     }
     tracing::info!("the bus has ended");

@@ -76,6 +76,8 @@ pub struct Config {
     pub limits: Limits,
     /// The times of each session.
     pub timing: Timing,
+    /// Where fresh random bytes come from.
+    pub random: Arc<dyn Fn() -> [u8; 32] + Send + Sync>,
 }
 
 impl Config {
@@ -94,6 +96,7 @@ impl Config {
             silence_grace: SILENCE_GRACE,
             limits: Limits::SERVER,
             timing: Timing::DEFAULT,
+            random: Arc::new(|| rand::rng().random()),
         }
     }
 }
@@ -121,6 +124,7 @@ pub(crate) struct Shared {
     incarnation: u64,
     limits: Limits,
     timing: Timing,
+    random: Arc<dyn Fn() -> [u8; 32] + Send + Sync>,
     start: Instant,
 }
 
@@ -140,9 +144,10 @@ pub struct Gateway {
 impl Gateway {
     /// Takes over the nodes and begins to serve them. When this returns, the gateway listens.
     pub async fn start(config: Config) -> Result<Gateway, StartError> {
-        let Config { registry, artifacts, authority, bus, silence_grace, limits, timing } = config;
+        let Config { registry, artifacts, authority, bus, silence_grace, limits, timing, random } = config;
         let epoch = ownership::take_over(&registry).await?;
-        let incarnation = ownership::incarnation(&registry, rand::rng().random()).await?;
+        let fresh = u64::from_be_bytes(*random().first_chunk().unwrap_or(&[0; 8]));
+        let incarnation = ownership::incarnation(&registry, fresh).await?;
         let start = Instant::now();
         let presence = Arc::new(Presence::default());
         for node in registry.list(&kinds::node::RESOURCE, None, &ListOptions::default()).await?.items {
@@ -159,6 +164,7 @@ impl Gateway {
             incarnation,
             limits,
             timing,
+            random,
             start,
         });
         tracing::info!(epoch, "the gateway takes over");

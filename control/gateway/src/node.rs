@@ -167,22 +167,24 @@ impl NodeTask {
             let timeout = self.session.next_timeout().map(|at| self.shared.start + Duration::from_millis(at));
             let wake = self.desired.as_ref().map(|desired| desired.wake.clone());
             tokio::select! {
-                Some(frame) = frames.recv() => self.receive(&frame),
+                // What a node or the cluster can flood this task with comes last, so that it holds up nothing else.
+                biased;
                 Some(input) = inputs.recv() => {
                     if matches!(input, Input::Stop) {
                         break;
                     }
                     self.input(input);
                 }
+                () = sleep_until(timeout) => {
+                    let now = self.shared.now_ms();
+                    self.collect(|session, sink| session.tick(now, sink));
+                }
+                () = self.wake.notified() => self.readers_moved(),
+                Some(frame) = frames.recv() => self.receive(&frame),
                 () = notified(wake) => {
                     if let Some(desired) = &mut self.desired {
                         desired.dirty = true;
                     }
-                }
-                () = self.wake.notified() => self.readers_moved(),
-                () = sleep_until(timeout) => {
-                    let now = self.shared.now_ms();
-                    self.collect(|session, sink| session.tick(now, sink));
                 }
             }
         }

@@ -106,6 +106,7 @@ impl Presence {
                 }
             };
             tokio::select! {
+                biased;
                 () = sleep => {}
                 () = self.changed.notified() => {}
             }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::state::State;
 use crate::{Change, Revision, View};
@@ -50,8 +50,10 @@ pub enum Event {
 /// All watches of one prefix.
 #[derive(Debug)]
 struct Group {
-    wake: watch::Sender<Revision>,
-    watches: usize,
+    /// By number: they are woken in the order in which they began.
+    watches: BTreeMap<u64, Arc<Notify>>,
+    /// The revision at which they were last woken.
+    woken: Revision,
     /// The newest change of this prefix that the history dropped.
     dropped: Revision,
 }
@@ -66,7 +68,16 @@ pub(crate) struct Hub {
 #[derive(Debug, Default)]
 struct Groups {
     by_prefix: BTreeMap<String, Group>,
+    /// How many watches there have been.
+    count: u64,
     closed: bool,
+}
+
+impl Group {
+    fn wake(&mut self, revision: Revision) {
+        self.woken = revision;
+        self.watches.values().for_each(|watch| watch.notify_one());
+    }
 }
 
 impl Hub {
@@ -101,10 +112,10 @@ impl Hub {
         let revision = state.revision();
         drop(state);
         if !changes.is_empty() {
-            for (prefix, group) in &self.groups().by_prefix {
+            for (prefix, group) in &mut self.groups().by_prefix {
                 let concerned = changes.iter().any(|change| change.key.as_str().starts_with(prefix.as_str()));
-                if concerned || revision.0 >= group.wake.borrow().0 + PROGRESS_REVISIONS {
-                    group.wake.send_replace(revision);
+                if concerned || revision.0 >= group.woken.0 + PROGRESS_REVISIONS {
+                    group.wake(revision);
                 }
             }
         }
@@ -118,7 +129,7 @@ impl Hub {
         *state = new;
         for group in self.groups().by_prefix.values_mut() {
             group.dropped = floor;
-            group.wake.send_replace(revision);
+            group.wake(revision);
         }
     }
 
@@ -130,20 +141,22 @@ impl Hub {
         }
         let mut groups = self.groups();
         let closed = groups.closed;
+        groups.count += 1;
+        let number = groups.count;
+        let wake = Arc::new(Notify::new());
         let group = groups.by_prefix.entry(prefix.to_owned()).or_insert_with(|| Group {
-            wake: watch::Sender::new(state.revision()),
-            watches: 0,
+            watches: BTreeMap::new(),
+            woken: state.revision(),
             dropped: oldest,
         });
-        group.watches += 1;
-        let mut wake = group.wake.subscribe();
-        wake.mark_changed();
+        group.watches.insert(number, wake.clone());
         Ok(Watch {
             hub: self.clone(),
             prefix: prefix.to_owned(),
             position: from,
             told: from,
             batch: VecDeque::new(),
+            number,
             wake: (!closed).then_some(wake),
         })
     }
@@ -152,7 +165,9 @@ impl Hub {
     pub(crate) fn close(&self) {
         let mut groups = self.groups();
         groups.closed = true;
-        groups.by_prefix.clear();
+        for mut group in std::mem::take(&mut groups.by_prefix).into_values() {
+            group.wake(group.woken);
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -170,8 +185,9 @@ pub struct Watch {
     /// Everything up to here has been told to the reader.
     told: Revision,
     batch: VecDeque<Arc<Change>>,
+    number: u64,
     /// `None` once the store is shut down.
-    wake: Option<watch::Receiver<Revision>>,
+    wake: Option<Arc<Notify>>,
 }
 
 impl Watch {
@@ -181,8 +197,9 @@ impl Watch {
             if let Some(event) = self.poll()? {
                 return Ok(event);
             }
-            let Some(wake) = &mut self.wake else { return Err(WatchError::Closed) };
-            if wake.changed().await.is_err() {
+            let Some(wake) = &self.wake else { return Err(WatchError::Closed) };
+            wake.notified().await;
+            if self.hub.is_closed() {
                 // What was committed before the end is told first.
                 self.wake = None;
             }
@@ -229,9 +246,6 @@ impl Watch {
 
     /// Reads the next batch from the history, never a part of a transaction.
     fn fill(&mut self) -> Result<(), WatchError> {
-        if let Some(wake) = &mut self.wake {
-            wake.mark_unchanged();
-        }
         let state = self.hub.read();
         let revision = state.revision();
         if self.position >= revision {
@@ -245,10 +259,6 @@ impl Watch {
         }
         for change in state.history().after(self.position) {
             if self.batch.len() >= WATCH_BATCH && self.position < change.revision {
-                // More is there: do not wait for a wake-up.
-                if let Some(wake) = &mut self.wake {
-                    wake.mark_changed();
-                }
                 return Ok(());
             }
             if change.key.as_str().starts_with(&self.prefix) {
@@ -265,8 +275,8 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let mut groups = self.hub.groups();
         if let Some(group) = groups.by_prefix.get_mut(&self.prefix) {
-            group.watches -= 1;
-            if group.watches == 0 {
+            group.watches.remove(&self.number);
+            if group.watches.is_empty() {
                 groups.by_prefix.remove(&self.prefix);
             }
         }

@@ -7,13 +7,13 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{Semaphore, watch};
 
-use crate::apply::apply;
 use crate::disk::{DirLock, DiskError};
 use crate::file::StateFile;
 use crate::flush::Flusher;
 use crate::hub::Hub;
 use crate::log::LogStore;
 use crate::machine::Machine;
+use crate::ordered::{Alone, Applier, Order};
 use crate::raft::{NoPeers, Replica};
 use crate::state::State;
 use crate::{
@@ -62,8 +62,7 @@ struct Inner {
 }
 
 enum Backend {
-    /// Serialises transactions in a store without a log.
-    Memory(Mutex<()>),
+    Ordered(Box<dyn Order>),
     Raft(Box<Member>),
 }
 
@@ -153,9 +152,17 @@ impl Store {
     /// built upon it.
     #[must_use]
     pub fn memory(history: HistoryBounds) -> Self {
-        let hub = Arc::new(Hub::new(State::empty(history)));
-        let leadership = watch::Sender::new(Leadership { leader: true, term: Term(1) });
-        Self { inner: Arc::new(Inner { hub, leadership, backend: Backend::Memory(Mutex::new(())) }) }
+        let term = Term(1);
+        let applier = Applier::new(history);
+        applier.lead(Leadership { leader: true, term });
+        Self::ordered(applier.clone(), Alone { applier, term })
+    }
+
+    /// A store that something else orders the transactions of, and applies them to.
+    #[must_use]
+    pub fn ordered(applier: Applier, order: impl Order) -> Self {
+        let Applier { hub, leadership } = applier;
+        Self { inner: Arc::new(Inner { hub, leadership, backend: Backend::Ordered(Box::new(order)) }) }
     }
 
     /// The record under a key, from local state. Call [`Store::barrier`] before for a linearizable read.
@@ -186,14 +193,7 @@ impl Store {
             return Err(closed());
         }
         match &self.inner.backend {
-            Backend::Memory(lock) => {
-                let _one = lock.lock().unwrap_or_else(PoisonError::into_inner);
-                let term = self.inner.leadership.borrow().term;
-                let applied = apply(&*self.inner.hub.read(), term, &txn)?;
-                let revision = applied.revision;
-                self.inner.hub.write(|state, dropped| ((), state.admit(applied, dropped)));
-                Ok(Committed { revision })
-            }
+            Backend::Ordered(order) => order.propose(txn).await,
             Backend::Raft(member) => {
                 if !self.inner.leadership.borrow().leader {
                     return Err(CommitError::NotLeader { leader: member.replica.leader() });
@@ -212,7 +212,7 @@ impl Store {
             return Err(closed());
         }
         match &self.inner.backend {
-            Backend::Memory(_) => Ok(()),
+            Backend::Ordered(order) => order.barrier().await,
             Backend::Raft(member) => member.replica.barrier().await,
         }
     }
@@ -232,7 +232,7 @@ impl Store {
     #[must_use]
     pub fn syncs(&self) -> u64 {
         match &self.inner.backend {
-            Backend::Memory(_) => 0,
+            Backend::Ordered(_) => 0,
             Backend::Raft(member) => member.log.disk().syncs() + member.machine.file().disk().syncs(),
         }
     }

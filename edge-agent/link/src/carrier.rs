@@ -15,9 +15,9 @@ const FRAMES_MAX: usize = 8;
 /// A connection that held this long counts as good: the next pause is short again.
 const STABLE: Duration = Duration::from_secs(30);
 
-/// What the carrier tells the session's driver.
+/// What a carrier tells the session's driver.
 #[derive(Debug)]
-pub(crate) enum Carried {
+pub enum Carried {
     /// Connected and subscribed; frames go here.
     Up(mpsc::Sender<Vec<u8>>),
     /// A frame arrived.

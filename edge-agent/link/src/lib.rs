@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use carrier::Carried;
 use carrier::Carrier;
 use driver::{Command, Driver, Ends, Report};
 pub use join::{JoinConfig, JoinError, JoinOutcome, join};
@@ -159,9 +160,6 @@ pub struct Link {
 impl Link {
     /// Starts a link and returns it with its events. It ends when it is shut down or its events are dropped.
     pub fn spawn(config: Config) -> (Self, mpsc::Receiver<LinkEvent>) {
-        let (commands, command_end) = mpsc::channel(COMMANDS_MAX);
-        let (event_end, events) = mpsc::channel(EVENTS_MAX);
-        let (carried_end, carried) = mpsc::channel(CARRIED_MAX);
         let node = config.session.node.clone();
         // A node whose name is not valid could not have joined; its topics are refused by every broker.
         let topic = |channel| Topic::Node { node: &node, channel }.to_string();
@@ -181,13 +179,29 @@ impl Link {
             retry_min: config.retry_min,
             retry_max: config.retry_max,
         };
-        let session = Session::new(SessionConfig::Agent(config.session), rand::random());
+        Self::over(config.session, rand::random(), |driver| carrier.run(driver))
+    }
+
+    /// Starts a link over a carrier of the caller's, which carries until the receiver of what it brings is closed.
+    /// `seed` is fresh random bytes for the session.
+    pub fn over<C>(
+        session: AgentConfig,
+        seed: [u8; 32],
+        carrier: impl FnOnce(mpsc::Sender<Carried>) -> C,
+    ) -> (Self, mpsc::Receiver<LinkEvent>)
+    where
+        C: Future<Output = ()> + Send + 'static,
+    {
+        let (commands, command_end) = mpsc::channel(COMMANDS_MAX);
+        let (event_end, events) = mpsc::channel(EVENTS_MAX);
+        let (carried_end, carried) = mpsc::channel(CARRIED_MAX);
+        let session = Session::new(SessionConfig::Agent(session), seed);
         let (driver, controls) = Driver::new(session, commands.downgrade());
         let ends = Ends { commands: command_end, carried, events: event_end };
         let link = Self {
             handle: LinkHandle { commands },
             driver: tokio::spawn(driver.run(ends, controls)),
-            carrier: tokio::spawn(carrier.run(carried_end)),
+            carrier: tokio::spawn(carrier(carried_end)),
         };
         (link, events)
     }

@@ -8,6 +8,7 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefini
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::memory::Memory;
 use crate::seal::Sealer;
 
 /// The format that this code writes, and the newest that it reads.
@@ -104,7 +105,7 @@ impl std::fmt::Debug for Object {
 }
 
 /// Everything that a checkpoint holds.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
     /// Who the node is, once it joined.
     pub identity: Option<Identity>,
@@ -203,7 +204,14 @@ impl<E: Into<redb::Error>> From<E> for CommitError {
 }
 
 /// An open checkpoint. All calls block on the disk.
-pub struct Checkpoint {
+pub struct Checkpoint(Place);
+
+enum Place {
+    File(File),
+    Memory(Memory),
+}
+
+struct File {
     database: Database,
     sealer: Sealer,
 }
@@ -228,12 +236,39 @@ impl Checkpoint {
         let key_path = dir.join(KEY_FILE);
         let sealer = Sealer::open_or_create(&key_path, !existed)
             .map_err(|source| OpenError::Key { path: key_path, source })?;
-        let checkpoint = Self { database, sealer };
-        checkpoint.check_format(&path)?;
-        let contents = checkpoint.read(&path)?;
-        Ok((checkpoint, contents))
+        let file = File { database, sealer };
+        file.check_format(&path)?;
+        let contents = file.read(&path)?;
+        Ok((Self(Place::File(file)), contents))
     }
 
+    /// Opens a checkpoint in memory, with all that was committed there before.
+    pub fn in_memory(memory: Memory) -> (Self, Contents) {
+        let contents = memory.contents();
+        (Self(Place::Memory(memory)), contents)
+    }
+
+    /// Makes changes durable, all or none. Nothing is written if nothing changes.
+    pub fn commit(&self, changes: &[Change]) -> Result<(), CommitError> {
+        match &self.0 {
+            Place::File(file) => file.commit(changes),
+            Place::Memory(memory) => {
+                memory.commit(changes);
+                Ok(())
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn decode_object(&self, place: &str, value: &[u8]) -> Option<Object> {
+        match &self.0 {
+            Place::File(file) => file.decode_object(place, value),
+            Place::Memory(_) => None,
+        }
+    }
+}
+
+impl File {
     fn check_format(&self, path: &Path) -> Result<(), OpenError> {
         let corrupt = |error: redb::Error| storage_error(path, error);
         let write = self.database.begin_write().map_err(|e| corrupt(e.into()))?;
@@ -302,8 +337,7 @@ impl Checkpoint {
         Ok(Raw { meta: all(META)?, objects: all(OBJECTS)?, spaces })
     }
 
-    /// Makes changes durable, all or none. Nothing is written if nothing changes.
-    pub fn commit(&self, changes: &[Change]) -> Result<(), CommitError> {
+    fn commit(&self, changes: &[Change]) -> Result<(), CommitError> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -369,7 +403,7 @@ impl Checkpoint {
         Ok(true)
     }
 
-    pub(crate) fn decode_object(&self, place: &str, value: &[u8]) -> Option<Object> {
+    fn decode_object(&self, place: &str, value: &[u8]) -> Option<Object> {
         let (kind, key) = place.split_once(' ')?;
         let opened;
         let value = if kind == SECRET {

@@ -13,8 +13,10 @@
 mod checkpoint;
 #[cfg(test)]
 mod fuzz;
+mod memory;
 mod seal;
 
 pub use checkpoint::{
     Change, Checkpoint, CommitError, Contents, FORMAT, Identity, Object, OpenError, Space, SyncState,
 };
+pub use memory::Memory;

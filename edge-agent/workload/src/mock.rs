@@ -79,6 +79,7 @@ pub struct MockRuntime {
     inner: Arc<Mutex<Inner>>,
     events: broadcast::Sender<Event>,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    heard: Arc<dyn Fn(&Call) + Send + Sync>,
 }
 
 impl Default for MockRuntime {
@@ -90,8 +91,16 @@ impl Default for MockRuntime {
 impl MockRuntime {
     /// A mock whose times are the clock's.
     pub fn new(clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self::heard(clock, |_| {})
+    }
+
+    /// A mock that tells of each call as it comes.
+    pub fn heard(
+        clock: impl Fn() -> SystemTime + Send + Sync + 'static,
+        heard: impl Fn(&Call) + Send + Sync + 'static,
+    ) -> Self {
         let (events, _) = broadcast::channel(EVENT_QUEUE_MAX);
-        Self { inner: Arc::default(), events, clock: Arc::new(clock) }
+        Self { inner: Arc::default(), events, clock: Arc::new(clock), heard: Arc::new(heard) }
     }
 
     /// Sets how containers of the artifact at this path behave.
@@ -126,6 +135,11 @@ impl MockRuntime {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn note(&self, inner: &mut Inner, call: Call) {
+        (self.heard)(&call);
+        inner.calls.push(call);
+    }
+
     fn tell(&self, event: Event) {
         // Nobody listening is fine: the state says the same.
         let _ = self.events.send(event);
@@ -133,7 +147,7 @@ impl MockRuntime {
 
     fn start_now(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let mut inner = self.lock();
-        inner.calls.push(Call::Start(id.clone()));
+        self.note(&mut inner, Call::Start(id.clone()));
         let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
         if container.state() != State::Created {
             return Err(RuntimeError::WrongState { id: id.clone(), state: container.state().name() });
@@ -155,7 +169,7 @@ impl MockRuntime {
 
     fn stop_now(&self, id: &ContainerId, grace: Duration) -> Result<Exit, RuntimeError> {
         let mut inner = self.lock();
-        inner.calls.push(Call::Stop(id.clone(), grace));
+        self.note(&mut inner, Call::Stop(id.clone(), grace));
         let container = inner.containers.get(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
         match container.state() {
             State::Exited { exit, .. } => Ok(exit),
@@ -197,7 +211,7 @@ impl Runtime for MockRuntime {
     fn prepare<'a>(&'a self, artifact: &'a Artifact) -> BoxFuture<'a, Result<(), RuntimeError>> {
         async move {
             let mut inner = self.lock();
-            inner.calls.push(Call::Prepare(artifact.clone()));
+            self.note(&mut inner, Call::Prepare(artifact.clone()));
             match inner.scripts.get(&artifact_path(artifact)).and_then(|script| script.prepare.clone()) {
                 Some(fault) => Err(fault()),
                 None => Ok(()),
@@ -209,7 +223,7 @@ impl Runtime for MockRuntime {
     fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<String, RuntimeError>> {
         async move {
             let mut inner = self.lock();
-            inner.calls.push(Call::Create(spec.id.clone()));
+            self.note(&mut inner, Call::Create(spec.id.clone()));
             if inner.containers.contains_key(&spec.id) {
                 return Err(RuntimeError::Exists(spec.id));
             }
@@ -231,7 +245,7 @@ impl Runtime for MockRuntime {
     fn remove<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), RuntimeError>> {
         async move {
             let mut inner = self.lock();
-            inner.calls.push(Call::Remove(id.clone()));
+            self.note(&mut inner, Call::Remove(id.clone()));
             match inner.containers.get(id) {
                 Some(container) if matches!(container.state(), State::Running { .. }) => {
                     Err(RuntimeError::WrongState { id: id.clone(), state: "running" })
