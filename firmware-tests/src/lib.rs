@@ -4,6 +4,7 @@
 //! Deliberately absent: anything that a crate's own tests can see.
 
 pub mod cluster;
+pub mod kubectl;
 pub mod network;
 pub mod process;
 pub mod tools;

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lichen_firmware_tests::cluster::{Cluster, succeed};
-use lichen_firmware_tests::tools;
+use lichen_firmware_tests::cluster::Cluster;
+use lichen_firmware_tests::kubectl::Kubectl;
 
 const LICHEN: &str = env!("CARGO_BIN_EXE_lichen");
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -178,60 +178,45 @@ fn a_port_in_use_is_named() {
 
 #[test]
 fn kubectl_deploys_watches_scales_logs_and_deletes() {
-    let Some(kubectl) = tools::kubectl() else { return };
     let cluster = cluster();
-    let run = |arguments: &[&str]| {
-        succeed(cluster.command(&kubectl, arguments).output().unwrap(), arguments).unwrap()
-    };
-    let manifest = format!("{ROOT}/examples/hello/manifest.yaml");
-    run(&["apply", "-f", &manifest]);
-    run(&["-n", "hello", "rollout", "status", "deployment/hello", "--timeout=60s"]);
-    run(&["-n", "hello", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/worker", "--timeout=60s"]);
-    assert!(run(&["apply", "-f", &manifest]).lines().all(|line| line.ends_with("unchanged")));
+    let Some(kubectl) = Kubectl::new(&cluster.kubeconfig(), &cluster.data_dir) else { return };
+    let run = |line: &str| kubectl.run(line).good().text;
+    let apply = format!("apply -f {ROOT}/examples/hello/manifest.yaml");
+    run(&apply);
+    run("-n hello rollout status deployment/hello --timeout=60s");
+    run("-n hello wait --for=jsonpath={.status.phase}=Succeeded pod/worker --timeout=60s");
+    assert!(run(&apply).lines().all(|line| line.ends_with("unchanged")));
 
-    let nodes = run(&["get", "nodes"]);
+    let nodes = run("get nodes");
     assert_eq!(nodes.matches(" Ready ").count(), 2, "{nodes}");
-    assert!(run(&["-n", "hello", "logs", "worker"]).contains("done"));
-    let described = run(&["-n", "hello", "describe", "pod", "worker"]);
+    assert!(run("-n hello logs worker").contains("done"));
+    let described = run("-n hello describe pod worker");
     for expect in ["Successfully assigned hello/worker to edge-", "Started"] {
         assert!(described.contains(expect), "{described}");
     }
-    assert!(run(&["describe", "node", "edge-1"]).contains("Allocated resources"));
+    assert!(run("describe node edge-1").contains("Allocated resources"));
 
-    run(&["-n", "hello", "scale", "deployment/hello", "--replicas=4"]);
-    run(&["-n", "hello", "rollout", "status", "deployment/hello", "--timeout=60s"]);
-    run(&[
-        "-n",
-        "hello",
-        "patch",
-        "deployment",
-        "hello",
-        "-p",
-        r#"{"spec":{"template":{"metadata":{"labels":{"v":"2"}}}}}"#,
-    ]);
-    run(&["-n", "hello", "rollout", "status", "deployment/hello", "--timeout=60s"]);
-    let pods = run(&["-n", "hello", "get", "pods", "-l", "app=hello,v=2", "-o", "name"]);
+    run("-n hello scale deployment/hello --replicas=4");
+    run("-n hello rollout status deployment/hello --timeout=60s");
+    run(r#"-n hello patch deployment hello -p {"spec":{"template":{"metadata":{"labels":{"v":"2"}}}}}"#);
+    run("-n hello rollout status deployment/hello --timeout=60s");
+    let pods = run("-n hello get pods -l app=hello,v=2 -o name");
     assert_eq!(pods.lines().count(), 4, "{pods}");
 
     // A log that is followed shows what comes after it was asked for.
-    run(&["run", "ticker", "--image=ticker:v1", "--restart=Never", "--env=TICK_MS=200"]);
-    run(&["wait", "--for=condition=Ready", "pod/ticker", "--timeout=60s"]);
-    let mut follow = cluster
-        .command(&kubectl, &["logs", "-f", "ticker"])
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    run("run ticker --image=ticker:v1 --restart=Never --env=TICK_MS=200");
+    run("wait --for=condition=Ready pod/ticker --timeout=60s");
+    let mut follow = kubectl.spawn("logs -f ticker");
     let lines = std::io::BufRead::lines(std::io::BufReader::new(follow.stdout.take().unwrap()));
     let seen: Vec<String> = lines.map_while(Result::ok).take(5).collect();
     assert_eq!(seen, ["tick 1", "tick 2", "tick 3", "tick 4", "tick 5"]);
     follow.kill().unwrap();
     follow.wait().unwrap();
 
-    run(&["delete", "pod", "ticker"]);
-    run(&["delete", "namespace", "hello", "--timeout=60s"]);
-    let left = cluster.command(&kubectl, &["get", "namespace", "hello"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&left.stderr).contains("NotFound"));
-    let events = run(&["events", "-A"]);
+    run("delete pod ticker");
+    run("delete namespace hello --timeout=60s");
+    kubectl.run("get namespace hello").bad().has(&["NotFound"]);
+    let events = run("events -A");
     assert!(events.contains("Scheduled"), "{events}");
     cluster.stop().unwrap();
 }
