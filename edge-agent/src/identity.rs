@@ -32,6 +32,7 @@ pub(crate) async fn obtain(config: &Config) -> Result<Identity, StartError> {
             broker: config.mqtt_addr.clone(),
             server_name: None,
             tls: tls.clone(),
+            login: None,
             token: token.clone(),
             node: config.node_name.clone(),
             csr: request.csr_der.clone(),

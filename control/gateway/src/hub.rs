@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::Shared;
-use crate::bus::{Bus, Message};
+use crate::bus::{Arrival, Bus, Message};
 use crate::join;
 use crate::node::{Handle, Input};
 use crate::ownership;
@@ -62,6 +62,11 @@ impl Nodes {
         true
     }
 
+    /// Tells every task that the bus is linked.
+    fn linked(&self) {
+        self.lock().values().for_each(Handle::linked);
+    }
+
     /// Ends every task after a goodbye to its node.
     pub(crate) async fn stop(&self) {
         let all = std::mem::take(&mut *self.lock());
@@ -92,8 +97,13 @@ pub(crate) async fn run(
             Some(node) = joined.recv() => {
                 nodes.start(&shared, &node);
             }
-            message = bus.recv() => match message {
-                Some(message) => sort(&shared, &nodes, &joins, message),
+            arrival = bus.recv() => match arrival {
+                Some(Arrival::Message(message)) => sort(&shared, &nodes, &joins, message),
+                Some(Arrival::Linked) => {
+                    shared.presence.set_linked(true, Instant::now());
+                    nodes.linked();
+                }
+                Some(Arrival::Lost) => shared.presence.set_linked(false, Instant::now()),
                 None => break,
             },
         }

@@ -1,4 +1,4 @@
-//! MQTT to sessions to registry, and the embedded broker.
+//! MQTT to sessions to registry, through the embedded broker or another one.
 //!
 //! The gateway owns one wire session a node. Down it sends the node's desired state, from one watch for all nodes; up
 //! come reports, each written under the node's own identity after it was judged; streams carry logs and artifacts.
@@ -13,6 +13,7 @@
 
 pub mod broker;
 pub mod bus;
+pub mod external;
 
 mod conditions;
 mod desired;

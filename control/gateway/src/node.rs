@@ -40,6 +40,8 @@ const OUTBOX_SPARE: usize = 4;
 pub(crate) enum Input {
     /// The node's last will appeared.
     Probe,
+    /// The bus is linked, and may have lost whatever was said before.
+    Linked,
     /// A session's reports up to this one are written.
     Settled { session: u64, id: ReportId },
     /// Someone wants a container's log.
@@ -100,6 +102,12 @@ impl Handle {
     pub(crate) fn probe(&self) {
         // A task with a full queue hears soon enough that the node is silent.
         let _ = self.inputs.try_send(Input::Probe);
+    }
+
+    /// Tells that the bus is linked.
+    pub(crate) fn linked(&self) {
+        // Without this word the node is found out a little later, when it says hello by itself or stays silent.
+        let _ = self.inputs.try_send(Input::Linked);
     }
 
     /// Where others put their wishes.
@@ -334,6 +342,9 @@ impl NodeTask {
     fn input(&mut self, input: Input) {
         match input {
             Input::Probe => self.session.probe(self.shared.now_ms()),
+            // The node's will may have been among what was lost.
+            Input::Linked if self.session.is_up() => self.session.probe(self.shared.now_ms()),
+            Input::Linked => self.session.solicit(self.shared.now_ms()),
             Input::Settled { session, id } if session == self.number => self.session.settle(id),
             Input::Logs { request, reply } => {
                 let opened = self.session.stream_open(&request).map(|id| {

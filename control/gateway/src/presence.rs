@@ -32,6 +32,8 @@ struct NodeLink {
 #[derive(Debug, Default)]
 pub(crate) struct Presence {
     nodes: Mutex<BTreeMap<String, NodeLink>>,
+    /// Since when the gateway can hear nodes; none while its own bus is down.
+    linked_since: Mutex<Option<Instant>>,
     changed: Notify,
 }
 
@@ -51,6 +53,14 @@ impl Presence {
         self.changed.notify_one();
     }
 
+    /// The gateway's own bus is up, or down.
+    pub(crate) fn set_linked(&self, linked: bool, now: Instant) {
+        let mut since = self.linked_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = linked.then(|| since.unwrap_or(now));
+        drop(since);
+        self.changed.notify_one();
+    }
+
     /// Whether a node's session stands.
     pub(crate) fn is_up(&self, node: &str) -> bool {
         self.lock().get(node).is_some_and(|link| link.up)
@@ -59,10 +69,15 @@ impl Presence {
     /// What is due to be written, and when to look again.
     fn due(&self, now: Instant, grace: Duration) -> (Vec<(String, Link)>, Option<Instant>) {
         let (mut due, mut next) = (Vec::new(), None);
+        let linked_since = *self.linked_since.lock().unwrap_or_else(PoisonError::into_inner);
         for (node, link) in self.lock().iter() {
             let (want, at) = match link.up {
                 true => (Link::Up, link.since),
-                false => (Link::Silent, link.since + grace),
+                // A gateway that could not hear a node has no verdict on it.
+                false => match linked_since {
+                    Some(linked) => (Link::Silent, link.since.max(linked) + grace),
+                    None => continue,
+                },
             };
             if link.written == Some(want) {
                 continue;
@@ -152,6 +167,7 @@ mod tests {
     fn silence_counts_after_the_grace_period_only() {
         let presence = Presence::default();
         let start = Instant::now();
+        presence.set_linked(true, start);
         presence.set("a", true, start);
         assert_eq!(presence.due(start, GRACE).0, [("a".to_owned(), Link::Up)]);
         presence.written("a", Link::Up);
@@ -164,5 +180,10 @@ mod tests {
             (Vec::new(), None),
             "back in time: nothing is written"
         );
+        presence.set("a", false, start);
+        presence.set_linked(false, start);
+        assert_eq!(presence.due(start + GRACE, GRACE), (Vec::new(), None), "no bus, no verdict");
+        presence.set_linked(true, start + GRACE);
+        assert_eq!(presence.due(start + GRACE, GRACE), (Vec::new(), Some(start + GRACE * 2)));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lichen_gateway::broker::{Broker, Config, Limits};
-use lichen_gateway::bus::{Bus, EmbeddedBus};
+use lichen_gateway::bus::{Arrival, Bus, EmbeddedBus};
 use lichen_pki::Authority;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,12 +20,14 @@ async fn a_bus_hears_nodes_and_joins_and_speaks_to_them() {
     let broker = Broker::start(Config { listen, tls, limits: Limits::default() }).await.unwrap();
     let mut bus = EmbeddedBus::new(broker.port()).unwrap();
     let mut node = broker.port();
+    assert_eq!(bus.recv().await, Some(Arrival::Linked));
     node.subscribe("lichen/v1/n/edge-1/down").unwrap();
 
     node.publish("lichen/v1/n/edge-1/other", Bytes::from_static(b"not for the gateway")).unwrap();
     for topic in ["lichen/v1/n/edge-1/up", "lichen/v1/n/edge-1/presence", "lichen/v1/join/abcdef/up"] {
         node.publish(topic, Bytes::from_static(b"said")).unwrap();
         let heard = tokio::time::timeout(PATIENCE, bus.recv()).await.unwrap().unwrap();
+        let Arrival::Message(heard) = heard else { panic!("{heard:?}") };
         assert_eq!((&*heard.topic, &heard.payload[..]), (topic, &b"said"[..]));
     }
     bus.publisher().publish("lichen/v1/n/edge-1/down", Bytes::from_static(b"answer")).unwrap();

@@ -1,19 +1,15 @@
 //! Keeps a connection with the broker, and carries frames while there is one.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use lichen_mqtt::{Backoff, Connection, Endpoint, MqttError, Receiver, Sender};
 use lichen_wire::topic::{PRESENCE_DOWN, PRESENCE_UP};
-use rumqttc::QoS;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use crate::mqtt::{Connection, Endpoint, MqttError};
-
 /// Most frames that wait in each direction.
 const FRAMES_MAX: usize = 8;
-/// A connection that held this long counts as good: the next pause is short again.
-const STABLE: Duration = Duration::from_secs(30);
 
 /// What a carrier tells the session's driver.
 #[derive(Debug)]
@@ -29,16 +25,14 @@ pub enum Carried {
 /// How to carry.
 pub(crate) struct Carrier {
     pub(crate) endpoint: Endpoint,
-    pub(crate) uplink: String,
-    pub(crate) presence: String,
-    pub(crate) retry_min: Duration,
-    pub(crate) retry_max: Duration,
+    pub(crate) uplink: Arc<str>,
+    pub(crate) presence: Arc<str>,
+    pub(crate) backoff: Backoff,
 }
 
 impl Carrier {
     /// Connects again and again until the driver closes its end, or drops the sender of frames to say goodbye.
-    pub(crate) async fn run(self, driver: mpsc::Sender<Carried>) {
-        let mut pause = self.retry_min;
+    pub(crate) async fn run(mut self, driver: mpsc::Sender<Carried>) {
         loop {
             let began = Instant::now();
             let opened = tokio::select! {
@@ -57,55 +51,60 @@ impl Carrier {
             if driver.is_closed() || driver.send(Carried::Down).await.is_err() {
                 return;
             }
-            if began.elapsed() >= STABLE {
-                pause = self.retry_min;
-            }
-            // Between half and all of it, so that a fleet does not come back in step.
             tokio::select! {
-                () = sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => {}
+                () = sleep(self.backoff.pause(began.elapsed(), rand::random())) => {}
                 () = driver.closed() => return,
             }
-            pause = (pause * 2).min(self.retry_max);
         }
     }
 
     /// Carries frames until the connection is lost; `Ok` if the driver wants no more.
-    async fn carry(
-        &self,
-        mut connection: Connection,
-        driver: &mpsc::Sender<Carried>,
-    ) -> Result<(), MqttError> {
-        let client = connection.client.clone();
-        client.try_publish(&self.presence, QoS::AtLeastOnce, false, PRESENCE_UP)?;
-        let (frames, mut outgoing) = mpsc::channel::<Vec<u8>>(FRAMES_MAX);
+    async fn carry(&self, connection: Connection, driver: &mpsc::Sender<Carried>) -> Result<(), MqttError> {
+        let Connection { mut sender, receiver } = connection;
+        sender.publish(&self.presence, Bytes::from_static(PRESENCE_UP)).await?;
+        let (frames, outgoing) = mpsc::channel::<Vec<u8>>(FRAMES_MAX);
         if driver.send(Carried::Up(frames)).await.is_err() {
-            connection.close().await;
+            sender.close().await;
             return Ok(());
         }
-        // Publishing waits for the event loop and the event loop for the network, so the two run side by side.
-        let publish = async {
-            while let Some(frame) = outgoing.recv().await {
-                // The session repeats what is lost, so that QoS 0 suffices and halves the packets.
-                client.publish(&self.uplink, QoS::AtMostOnce, false, frame).await?;
-            }
-            client.publish(&self.presence, QoS::AtMostOnce, false, PRESENCE_DOWN).await?;
-            Ok::<(), MqttError>(())
-        };
-        let receive = async {
-            loop {
-                let frame = connection.next().await?;
-                if driver.send(Carried::Frame(frame)).await.is_err() {
-                    // The driver is gone; what it said last is still being published.
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        let ended: Result<(), MqttError> = tokio::select! {
-            ended = publish => ended,
-            ended = receive => ended,
-        };
-        ended?;
-        connection.close().await;
+        // Neither direction waits for the other, lest both sides only write.
+        tokio::select! {
+            published = self.publish(&mut sender, outgoing) => published?,
+            lost = receive(receiver, driver) => return Err(lost),
+        }
+        sender.close().await;
         Ok(())
+    }
+
+    /// Publishes frames until the driver has no more, then says that the node leaves.
+    async fn publish(
+        &self,
+        sender: &mut Sender,
+        mut outgoing: mpsc::Receiver<Vec<u8>>,
+    ) -> Result<(), MqttError> {
+        loop {
+            tokio::select! {
+                frame = outgoing.recv() => match frame {
+                    Some(frame) => sender.publish(&self.uplink, frame.into()).await?,
+                    None => break,
+                },
+                () = sender.idle() => sender.ping().await?,
+            }
+        }
+        sender.publish(&self.presence, Bytes::from_static(PRESENCE_DOWN)).await
+    }
+}
+
+/// Hands on what arrives until the connection is lost.
+async fn receive(mut receiver: Receiver, driver: &mpsc::Sender<Carried>) -> MqttError {
+    loop {
+        let message = match receiver.next().await {
+            Ok(message) => message,
+            Err(error) => return error,
+        };
+        if driver.send(Carried::Frame(message.payload)).await.is_err() {
+            // The driver is gone; what it said last is still being published.
+            std::future::pending::<()>().await;
+        }
     }
 }

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use lichen_mqtt::{Connection, Endpoint, Login, MqttError};
 use lichen_wire::join::{JOIN_BYTES_MAX, JoinError as Refused, Joined, Joiner, Token};
 use lichen_wire::keys::NodeKey;
 use lichen_wire::topic::Topic;
-use rumqttc::QoS;
 use thiserror::Error;
 use tokio::time::{sleep, timeout};
 
-use crate::mqtt::{Connection, Endpoint, MqttError};
+use crate::PACKET_BYTES_MAX;
 
 /// MQTT keepalive while joining.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -24,8 +25,11 @@ pub struct JoinConfig {
     pub broker: String,
     /// The name that the broker's certificate must have; the host of `broker` unless told otherwise.
     pub server_name: Option<String>,
-    /// TLS that pins the CA whose digest the token has (`ClientTrust::Pinned`), without a client certificate.
+    /// TLS that pins the CA whose digest the token has (`ClientTrust::Pinned`), without a client certificate; or, for a
+    /// broker that is another's, that broker's own. Whichever it is, the reply is believed for its MAC alone.
     pub tls: Arc<rustls::ClientConfig>,
+    /// User and password, for a broker that wants them.
+    pub login: Option<Login>,
     /// The token.
     pub token: Token,
     /// The name that the node wants.
@@ -76,7 +80,7 @@ pub async fn join(config: JoinConfig) -> Result<JoinOutcome, JoinError> {
     let mut request = vec![0; JOIN_BYTES_MAX];
     let len = joiner.write_request(&mut request)?;
     request.truncate(len);
-    timeout(config.timeout, exchange(&config, &joiner, request))
+    timeout(config.timeout, exchange(&config, &joiner, request.into()))
         .await
         .map_err(|_| JoinError::Timeout(config.timeout))?
 }
@@ -84,39 +88,40 @@ pub async fn join(config: JoinConfig) -> Result<JoinOutcome, JoinError> {
 async fn exchange(
     config: &JoinConfig,
     joiner: &Joiner<'_>,
-    request: Vec<u8>,
+    request: Bytes,
 ) -> Result<JoinOutcome, JoinError> {
     let connect =
         |error: MqttError| JoinError::Connect { broker: config.broker.clone(), reason: error.to_string() };
     let token_id = config.token.id();
     // A token that was parsed or made has a valid id, so that its topics exist.
     let topic = |topic: Topic<'_>| topic.name().map(|name| name.to_string()).ok_or(Refused::Token);
-    let up = topic(Topic::JoinUp { token_id })?;
+    let up: Arc<str> = topic(Topic::JoinUp { token_id })?.into();
     let endpoint = Endpoint {
         broker: config.broker.clone(),
         server_name: config.server_name.clone(),
         tls: Arc::clone(&config.tls),
+        login: config.login.clone(),
         client_id: format!("join-{token_id}-{:016x}", rand::random::<u64>()),
         keepalive: KEEPALIVE,
         timeout: config.timeout,
         will: None,
-        subscribe: topic(Topic::JoinDown { token_id })?,
+        subscribe: vec![topic(Topic::JoinDown { token_id })?],
+        packet_bytes_max: PACKET_BYTES_MAX,
     };
-    let mut connection = Connection::open(&endpoint).await.map_err(connect)?;
-    let client = connection.client.clone();
+    let Connection { mut sender, mut receiver } = Connection::open(&endpoint).await.map_err(connect)?;
     // The control plane may not listen yet; asked the same again, it answers the same.
     let ask = async {
         loop {
-            if let Err(error) = client.publish(&up, QoS::AtLeastOnce, false, request.clone()).await {
-                return connect(error.into());
+            if let Err(error) = sender.publish(&up, request.clone()).await {
+                return connect(error);
             }
             sleep(ASK_AGAIN).await;
         }
     };
     let answer = async {
         loop {
-            let reply = connection.next().await.map_err(connect)?;
-            match joiner.finish(&reply) {
+            let reply = receiver.next().await.map_err(connect)?;
+            match joiner.finish(&reply.payload) {
                 // It answers somebody else who joins with the same token, or an earlier attempt.
                 Err(Refused::Mismatch) => continue,
                 joined => return Ok::<_, JoinError>(joined.map(outcome)?),
@@ -127,7 +132,7 @@ async fn exchange(
         joined = answer => joined,
         failed = ask => Err(failed),
     }?;
-    connection.close().await;
+    sender.close().await;
     Ok(joined)
 }
 

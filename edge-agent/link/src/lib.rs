@@ -2,14 +2,13 @@
 //!
 //! One task owns the session and every stream, another the connection. It reconnects with a jittered back-off, and
 //! hands out what arrives as [`LinkEvent`]s. Frames go at QoS 0, since the session acknowledges and repeats
-//! them by itself; the presence will goes at QoS 1.
+//! them by itself.
 //!
 //! Deliberately absent: what an item or a report means, and any state on disk.
 
 mod carrier;
 mod driver;
 mod join;
-mod mqtt;
 mod stream;
 
 use std::sync::Arc;
@@ -20,9 +19,10 @@ pub use carrier::Carried;
 use carrier::Carrier;
 use driver::{Command, Driver, Ends, Report};
 pub use join::{JoinConfig, JoinError, JoinOutcome, join};
+pub use lichen_mqtt::Login;
+use lichen_mqtt::{Backoff, Endpoint};
 use lichen_wire::session::{AgentConfig, Config as SessionConfig, LostReason, Session};
 use lichen_wire::topic::{Channel, PRESENCE_DOWN, Topic};
-use mqtt::Endpoint;
 pub use stream::{LinkStream, StreamError};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -34,6 +34,8 @@ pub const EVENTS_MAX: usize = 256;
 const COMMANDS_MAX: usize = 64;
 /// Most things that the carrier has brought and the driver has not taken.
 const CARRIED_MAX: usize = 16;
+/// Largest MQTT packet: a frame and its topic.
+const PACKET_BYTES_MAX: usize = lichen_wire::FRAME_BYTES_MAX + 1024;
 /// How long a shutdown may take.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 
@@ -44,8 +46,10 @@ pub struct Config {
     pub broker: String,
     /// The name that the broker's certificate must have; the host of `broker` unless told otherwise.
     pub server_name: Option<String>,
-    /// TLS with the node's certificate and the cluster's CA.
+    /// Whom to believe and what to show: the cluster's CA and the node's certificate, unless the broker is another's.
     pub tls: Arc<rustls::ClientConfig>,
+    /// User and password, for a broker that wants them.
+    pub login: Option<Login>,
     /// The node's side of the session.
     pub session: AgentConfig,
     /// MQTT keepalive.
@@ -65,6 +69,7 @@ impl Config {
             broker,
             server_name: None,
             tls,
+            login: None,
             session,
             keepalive: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
@@ -168,16 +173,17 @@ impl Link {
                 broker: config.broker,
                 server_name: config.server_name,
                 tls: config.tls,
+                login: config.login,
                 client_id: node.to_string(),
                 keepalive: config.keepalive,
                 timeout: config.connect_timeout,
-                will: Some((topic(Channel::Presence), PRESENCE_DOWN)),
-                subscribe: topic(Channel::Down),
+                will: Some((topic(Channel::Presence), Bytes::from_static(PRESENCE_DOWN))),
+                subscribe: vec![topic(Channel::Down)],
+                packet_bytes_max: PACKET_BYTES_MAX,
             },
-            uplink: topic(Channel::Up),
-            presence: topic(Channel::Presence),
-            retry_min: config.retry_min,
-            retry_max: config.retry_max,
+            uplink: topic(Channel::Up).into(),
+            presence: topic(Channel::Presence).into(),
+            backoff: Backoff::new(config.retry_min, config.retry_max),
         };
         Self::over(config.session, rand::random(), |driver| carrier.run(driver))
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lichen_gateway::broker::{Broker, Config as BrokerConfig, Limits as BrokerLimits, Message, Port};
+use lichen_gateway::broker::{Broker, Config as BrokerConfig, Limits as BrokerLimits, Port};
+use lichen_gateway::bus::Message;
 use lichen_link::{Config, JoinConfig, JoinError, Link, LinkEvent, LinkStream, StreamError, join};
 use lichen_pki::{Authority, ClientTrust, Credentials, client_config, server_config};
 use lichen_wire::FRAME_BYTES_MAX;
@@ -330,6 +331,7 @@ async fn a_machine_joins_with_its_token_only() {
         broker: world.address(),
         server_name: None,
         tls: Arc::new(client_config(&ClientTrust::Pinned(pin), None).unwrap()),
+        login: None,
         token,
         node: "edge-1".into(),
         csr: b"request".to_vec(),

@@ -4,21 +4,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use rumqttc::mqttbytes::v4::{
-    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, SubAck, Subscribe,
+use lichen_mqtt::packet::{
+    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, QoS, SubAck, Subscribe,
     SubscribeReasonCode, UnsubAck,
 };
-use rumqttc::mqttbytes::{Error as MqttError, QoS};
+use lichen_mqtt::{Closed, Message, Outbox, Outgoing, PacketReader, PacketWriter, StreamError};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, split};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::Message;
 use super::admission::Principal;
-use super::hub::{Hub, Outbox, Outgoing};
+use super::hub::{Hub, send};
 use super::trie::{SubscriberId, valid_filter, valid_topic};
 
 /// Why a connection ended. None of these is the broker's fault, so they are logged quietly.
@@ -26,8 +24,8 @@ use super::trie::{SubscriberId, valid_filter, valid_topic};
 pub(super) enum ConnectionError {
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("malformed packet: {0}")]
-    Malformed(MqttError),
+    #[error("{0}")]
+    Stream(#[from] StreamError),
     #[error("it took too long over TLS or CONNECT")]
     ConnectTimeout,
     #[error("nothing was heard for one and a half times its keepalive")]
@@ -37,11 +35,9 @@ pub(super) enum ConnectionError {
     #[error("it broke the protocol: {0}")]
     Protocol(&'static str),
     #[error("{0}")]
-    Cut(&'static str),
+    Cut(#[from] Closed),
 }
 
-/// Most bytes that are put together for one write.
-const WRITE_BYTES: usize = 64 * 1024;
 /// How long a client that asks for no keepalive may stay silent.
 const SILENCE_MAX: Duration = Duration::from_secs(900);
 
@@ -56,31 +52,30 @@ pub(super) async fn serve(
     let opening = async {
         let stream = acceptor.accept(socket).await?;
         let principal = Principal::of(stream.get_ref().1.peer_certificates());
-        let mut reader = Reader { stream, buffer: BytesMut::new(), bytes_max: hub.limits.packet_bytes_max };
-        match reader.packet().await? {
+        let mut reader = PacketReader::new(stream, hub.limits.packet_bytes_max);
+        match reader.next().await? {
             Packet::Connect(connect) => Ok((reader, principal, connect)),
             _ => Err(ConnectionError::Protocol("its first packet is not CONNECT")),
         }
     };
     let (reader, principal, connect) =
         timeout(limit, opening).await.map_err(|_| ConnectionError::ConnectTimeout)??;
-    let Reader { mut stream, buffer, bytes_max } = reader;
     let (mut principal, code) = match principal {
         Some(principal) => (principal, ConnectReturnCode::Success),
         None => (Principal::Joiner(None), ConnectReturnCode::NotAuthorized),
     };
     let code = admit(&connect, &mut principal, code);
+    let (mut reader, writing) = reader.split(split);
+    let mut writer = PacketWriter::new(writing);
     if code != ConnectReturnCode::Success {
-        write(&mut stream, &Packet::ConnAck(ConnAck::new(code, false))).await?;
+        writer.write(Packet::ConnAck(ConnAck::new(code, false))).await?;
         return Err(ConnectionError::Protocol("its CONNECT was refused"));
     }
-    let (read, mut write_half) = tokio::io::split(stream);
     let outbox = Outbox::new(hub.limits.queue_bytes_max);
     let mut client = Client::enter(hub, principal, &connect, Arc::clone(&outbox)).await;
-    let mut reader = Reader { stream: read, buffer, bytes_max };
     let ended = tokio::select! {
         ended = client.read(&mut reader, connect.keep_alive) => ended,
-        ended = drain(&outbox, &mut write_half) => ended,
+        ended = drain(&outbox, &mut writer) => ended,
     };
     client.leave().await;
     ended
@@ -121,7 +116,7 @@ impl Client {
         let key = (principal.clone(), name);
         let (id, old_will) = hub.connect(key.clone(), Arc::clone(&outbox), connect.last_will.clone());
         hub.publish_will(old_will).await;
-        outbox.push(Outgoing::Packet(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))));
+        send(&outbox, Outgoing::Packet(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))));
         Self { hub, id, key, principal, outbox }
     }
 
@@ -132,7 +127,7 @@ impl Client {
 
     async fn read<R: AsyncRead + Unpin>(
         &mut self,
-        reader: &mut Reader<R>,
+        reader: &mut PacketReader<R>,
         keepalive_s: u16,
     ) -> Result<(), ConnectionError> {
         let patience = match keepalive_s {
@@ -140,7 +135,7 @@ impl Client {
             seconds => Duration::from_millis(u64::from(seconds) * 1_500),
         };
         loop {
-            let packet = timeout(patience, reader.packet()).await.map_err(|_| ConnectionError::Silent)??;
+            let packet = timeout(patience, reader.next()).await.map_err(|_| ConnectionError::Silent)??;
             match packet {
                 Packet::Publish(publish) => self.publish(publish).await?,
                 Packet::Subscribe(subscribe) => self.subscribe(subscribe),
@@ -161,7 +156,7 @@ impl Client {
     }
 
     fn answer(&self, packet: Packet) {
-        self.outbox.push(Outgoing::Packet(packet));
+        send(&self.outbox, Outgoing::Packet(packet));
     }
 
     async fn publish(&mut self, publish: Publish) -> Result<(), ConnectionError> {
@@ -198,67 +193,12 @@ impl Client {
 }
 
 /// Writes what waits for a client until it is cut off.
-async fn drain<W: AsyncWrite + Unpin>(outbox: &Outbox, stream: &mut W) -> Result<(), ConnectionError> {
-    let mut packet_id = 0u16;
+async fn drain<W: AsyncWrite + Unpin>(
+    outbox: &Outbox,
+    writer: &mut PacketWriter<W>,
+) -> Result<(), ConnectionError> {
     loop {
-        let mut waiting = outbox.take().await.map_err(ConnectionError::Cut)?;
-        let mut buffer = BytesMut::new();
-        while let Some(outgoing) = waiting.pop_front() {
-            let packet = match outgoing {
-                Outgoing::Packet(packet) => packet,
-                Outgoing::Publish(message, qos) => {
-                    let mut publish = Publish::from_bytes(&*message.topic, qos, message.payload);
-                    if qos != QoS::AtMostOnce {
-                        packet_id = packet_id.checked_add(1).unwrap_or(1);
-                        publish.pkid = packet_id;
-                    }
-                    Packet::Publish(publish)
-                }
-            };
-            packet.write(&mut buffer, usize::MAX).map_err(ConnectionError::Malformed)?;
-            if buffer.len() >= WRITE_BYTES || waiting.is_empty() {
-                stream.write_all(&buffer).await?;
-                buffer.clear();
-            }
-        }
-        stream.flush().await?;
-    }
-}
-
-async fn write<W: AsyncWrite + Unpin>(stream: &mut W, packet: &Packet) -> Result<(), ConnectionError> {
-    let mut buffer = BytesMut::new();
-    packet.write(&mut buffer, usize::MAX).map_err(ConnectionError::Malformed)?;
-    stream.write_all(&buffer).await?;
-    stream.flush().await?;
-    Ok(())
-}
-
-/// Takes packets out of a stream of bytes.
-struct Reader<R> {
-    stream: R,
-    buffer: BytesMut,
-    bytes_max: usize,
-}
-
-impl<R: AsyncRead + Unpin> Reader<R> {
-    /// The next packet.
-    async fn packet(&mut self) -> Result<Packet, ConnectionError> {
-        loop {
-            match Packet::read(&mut self.buffer, self.bytes_max) {
-                Ok(packet) => {
-                    if self.buffer.is_empty() {
-                        // An idle connection keeps no buffer.
-                        self.buffer = BytesMut::new();
-                    }
-                    return Ok(packet);
-                }
-                Err(MqttError::InsufficientBytes(_)) => {}
-                Err(error) => return Err(ConnectionError::Malformed(error)),
-            }
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
-        }
+        writer.write_all(outbox.take().await?).await?;
     }
 }
 

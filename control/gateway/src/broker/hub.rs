@@ -1,105 +1,19 @@
 //! What all connections share: who is connected, who subscribes to what, and the queues in between.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::mem;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v4::{LastWill, Packet};
-use tokio::sync::{Notify, mpsc};
+use lichen_mqtt::packet::{LastWill, QoS};
+use lichen_mqtt::{Full, Message, Outbox, Outgoing};
+use tokio::sync::mpsc;
 
+use super::Limits;
 use super::admission::Principal;
 use super::trie::{SubscriberId, Trie};
-use super::{Limits, Message};
 
-/// Locks, and goes on with what is there should another task have panicked meanwhile: every critical section
-/// below leaves its data whole at each step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Something that waits to be written to a client.
-#[derive(Debug)]
-pub(super) enum Outgoing {
-    /// A control packet.
-    Packet(Packet),
-    /// A message.
-    Publish(Message, QoS),
-}
-
-impl Outgoing {
-    fn bytes(&self) -> usize {
-        match self {
-            Outgoing::Packet(_) => 16,
-            Outgoing::Publish(message, _) => message.payload.len() + message.topic.len() + 16,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: VecDeque<Outgoing>,
-    bytes: usize,
-    closed: Option<&'static str>,
-}
-
-/// What waits for one client.
-#[derive(Debug)]
-pub(super) struct Outbox {
-    queue: Mutex<Queue>,
-    changed: Notify,
-    bytes_max: usize,
-}
-
-impl Outbox {
-    pub(super) fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { queue: Mutex::default(), changed: Notify::new(), bytes_max })
-    }
-
-    /// Appends; a client that lets too much wait is cut off.
-    pub(super) fn push(&self, outgoing: Outgoing) {
-        let mut queue = lock(&self.queue);
-        if queue.closed.is_some() {
-            return;
-        }
-        queue.bytes += outgoing.bytes();
-        if queue.bytes > self.bytes_max {
-            *queue = Queue { closed: Some("it does not read what is sent to it"), ..Queue::default() };
-        } else {
-            queue.waiting.push_back(outgoing);
-        }
-        drop(queue);
-        self.changed.notify_one();
-    }
-
-    /// Ends the connection.
-    pub(super) fn close(&self, why: &'static str) {
-        let mut queue = lock(&self.queue);
-        if queue.closed.is_none() {
-            *queue = Queue { closed: Some(why), ..Queue::default() };
-        }
-        drop(queue);
-        self.changed.notify_one();
-    }
-
-    /// Everything that waits, once there is something; the reason if the connection must end.
-    pub(super) async fn take(&self) -> Result<VecDeque<Outgoing>, &'static str> {
-        loop {
-            {
-                let mut queue = lock(&self.queue);
-                if let Some(why) = queue.closed {
-                    return Err(why);
-                }
-                if !queue.waiting.is_empty() {
-                    queue.bytes = 0;
-                    return Ok(mem::take(&mut queue.waiting));
-                }
-            }
-            self.changed.notified().await;
-        }
-    }
-}
+/// Why a client whose queue is full is cut off.
+const SLOW: &str = "it does not read what is sent to it";
 
 #[derive(Debug)]
 enum Subscriber {
@@ -149,8 +63,10 @@ impl Hub {
         Arc::new(Self { state: Mutex::default(), limits })
     }
 
+    /// Goes on with what is there should another task have panicked meanwhile: every critical section below leaves its
+    /// data whole at each step.
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a client that has authenticated. One that is connected under the same name is cut off, and its will
@@ -249,7 +165,7 @@ impl Hub {
             match state.subscribers.get(&id) {
                 Some(Subscriber::Client(outbox)) => {
                     let qos = if (best as u8) < (qos as u8) { best } else { qos };
-                    outbox.push(Outgoing::Publish(message.clone(), qos));
+                    send(outbox, Outgoing::Publish(message.clone(), qos));
                 }
                 Some(Subscriber::Port(port)) => ports.push(port.clone()),
                 None => {}
@@ -290,5 +206,12 @@ impl Hub {
             client.outbox.close("the broker shuts down");
         }
         state.subscribers.clear();
+    }
+}
+
+/// Queues for a client; one that lets too much wait is cut off.
+pub(super) fn send(outbox: &Outbox, outgoing: Outgoing) {
+    if let Err(Full) = outbox.push(outgoing) {
+        outbox.close(SLOW);
     }
 }

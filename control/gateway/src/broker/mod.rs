@@ -20,7 +20,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hub::Hub;
-use rumqttc::mqttbytes::QoS;
+use lichen_mqtt::Message;
+use lichen_mqtt::packet::QoS;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -86,15 +87,6 @@ pub struct Config {
     pub tls: Arc<rustls::ServerConfig>,
     /// The bounds.
     pub limits: Limits,
-}
-
-/// A message as it is delivered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Its topic.
-    pub topic: Arc<str>,
-    /// Its payload.
-    pub payload: Bytes,
 }
 
 /// A running broker. Dropping it ends its connections; [`Broker::shutdown`] also waits for them.

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
-use lichen_pki::{Authority, ClientTrust, Credentials, client_config, server_config};
-use rumqttc::mqttbytes::Error as MqttError;
-use rumqttc::mqttbytes::v4::{
-    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, SubAck, Subscribe,
-    SubscribeReasonCode,
+use lichen_mqtt::packet::{
+    ConnAck, Connect, ConnectReturnCode, Error as MqttError, LastWill, Packet, PubAck, Publish, SubAck,
+    Subscribe, SubscribeReasonCode,
 };
+use lichen_pki::{Authority, ClientTrust, Credentials, client_config, server_config};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

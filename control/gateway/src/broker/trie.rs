@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use rumqttc::mqttbytes::QoS;
+use lichen_mqtt::packet::QoS;
 
 /// Names a subscriber.
 pub(super) type SubscriberId = u64;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use lichen_api::kinds;
 use lichen_artifacts::{Artifacts, CompileCommand};
-use lichen_gateway::bus::{Bus, BusError, Message, Publish};
+use lichen_gateway::bus::{Arrival, Bus, BusError, Message, Publish};
 use lichen_gateway::{Config, Gateway, create_token};
 use lichen_pki::Authority;
 use lichen_registry::{AllocationRanges, Identity, Registry, Sources, WriteOptions};
@@ -35,26 +35,33 @@ type Subscribers = Arc<Mutex<Vec<(String, mpsc::UnboundedSender<Message>)>>>;
 #[derive(Clone)]
 pub(crate) struct MemoryBus {
     subscribers: Subscribers,
-    gateway: Arc<Mutex<mpsc::UnboundedSender<Message>>>,
+    gateway: Arc<Mutex<mpsc::UnboundedSender<Arrival>>>,
 }
 
 pub(crate) struct GatewayEnd {
     bus: MemoryBus,
-    messages: mpsc::UnboundedReceiver<Message>,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
 }
 
 impl MemoryBus {
     pub(crate) fn new() -> (MemoryBus, GatewayEnd) {
-        let (sender, messages) = mpsc::unbounded_channel();
+        let sender = mpsc::unbounded_channel().0;
         let bus = MemoryBus { subscribers: Subscribers::default(), gateway: Arc::new(Mutex::new(sender)) };
-        (bus.clone(), GatewayEnd { bus, messages })
+        (bus.clone(), bus.reopen())
     }
 
     /// A new gateway's end of the same bus.
     pub(crate) fn reopen(&self) -> GatewayEnd {
-        let (sender, messages) = mpsc::unbounded_channel();
+        let (sender, arrivals) = mpsc::unbounded_channel();
+        sender.send(Arrival::Linked).unwrap();
         *self.gateway.lock().unwrap() = sender;
-        GatewayEnd { bus: self.clone(), messages }
+        GatewayEnd { bus: self.clone(), arrivals }
+    }
+
+    /// The gateway's link with the bus is there, or is lost.
+    pub(crate) fn link(&self, linked: bool) {
+        let arrival = if linked { Arrival::Linked } else { Arrival::Lost };
+        let _ = self.gateway.lock().unwrap().send(arrival);
     }
 
     pub(crate) fn subscribe(&self, topic: &str) -> mpsc::UnboundedReceiver<Message> {
@@ -74,7 +81,7 @@ impl MemoryBus {
         for (_, tap) in self.subscribers.lock().unwrap().iter().filter(|(filter, _)| filter == TAP) {
             let _ = tap.send(message.clone());
         }
-        let _ = self.gateway.lock().unwrap().send(message);
+        let _ = self.gateway.lock().unwrap().send(Arrival::Message(message));
     }
 }
 
@@ -94,8 +101,8 @@ impl Bus for GatewayEnd {
         Arc::new(self.bus.clone())
     }
 
-    fn recv(&mut self) -> BoxFuture<'_, Option<Message>> {
-        Box::pin(self.messages.recv())
+    fn recv(&mut self) -> BoxFuture<'_, Option<Arrival>> {
+        Box::pin(self.arrivals.recv())
     }
 }
 

@@ -1,7 +1,8 @@
 //! Packets from clients, over the corpus in `tests/corpus`.
 
+use bytes::BytesMut;
 use lichen_fuzz::Fuzz;
-use rumqttc::mqttbytes::v4::{SubscribeFilter, Unsubscribe};
+use lichen_mqtt::packet::{SubscribeFilter, Unsubscribe};
 
 use super::*;
 use crate::broker::trie::Trie;
@@ -43,9 +44,9 @@ fn packets_are_read_or_refused() {
     ];
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     fuzz("mqtt").examples(examples).iterations(20_000).run(|bytes| {
-        let mut reader = Reader { stream: bytes, buffer: BytesMut::new(), bytes_max: 1 << 20 };
+        let mut reader = PacketReader::new(bytes, 1 << 20);
         let mut taken = false;
-        while let Ok(packet) = runtime.block_on(reader.packet()) {
+        while let Ok(packet) = runtime.block_on(reader.next()) {
             taken = true;
             match packet {
                 Packet::Connect(connect) => {
