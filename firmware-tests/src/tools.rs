@@ -42,3 +42,26 @@ pub fn beside(program: &str, name: &str) -> PathBuf {
     assert!(path.exists(), "{} is not built: run cargo build --workspace first", path.display());
     path
 }
+
+/// Where a program is that is named by its path, or by a name to be looked for on the path.
+///
+/// # Panics
+/// When it is not there.
+pub fn on_path(program: &Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.to_owned();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file());
+    found.unwrap_or_else(|| panic!("{} is not on the path", program.display()))
+}
+
+/// Writes an executable script.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn script(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text).expect("the script is written");
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("the script is made executable");
+}
