@@ -61,6 +61,10 @@ impl Config {
         if name.len() > NODE_NAME_BYTES_MAX || !name.split('.').all(label_ok) {
             return Err(StartError::NodeName(name.clone()));
         }
+        let port = self.mqtt_addr.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            return Err(StartError::Address(self.mqtt_addr.clone()));
+        }
         Ok(())
     }
 }
@@ -74,6 +78,9 @@ pub enum StartError {
         "node name {0:?} is not a lowercase DNS subdomain of at most {NODE_NAME_BYTES_MAX} letters, digits, '-' and '.'"
     )]
     NodeName(String),
+    /// The broker's address is none.
+    #[error("the server {0:?} is not HOST:PORT, for example server.example:8883")]
+    Address(String),
     /// The checkpoint can't be opened.
     #[error(transparent)]
     Checkpoint(#[from] lichen_state::OpenError),
@@ -103,7 +110,7 @@ pub enum StartError {
     #[error("the runtime cannot be started")]
     Runtime(#[from] lichen_workload::RuntimeError),
     /// The data directory can't be used.
-    #[error("{path}: {source}")]
+    #[error("cannot use {path}")]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -115,6 +122,19 @@ pub enum StartError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_a_host_and_a_port() {
+        let check = |server: &str, ok: bool| {
+            assert_eq!(Config::new("n", "unused", server).validate().is_ok(), ok, "{server}");
+        };
+        check("localhost:8883", true);
+        check("[::1]:8883", true);
+        check("localhost", false);
+        check(":8883", false);
+        check("localhost:mqtt", false);
+        check("localhost:99999", false);
+    }
 
     #[test]
     fn node_names_are_dns_subdomains() {

@@ -16,8 +16,10 @@ use crate::config::{Config, StartError};
 
 /// How long one attempt to join may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// The pause between attempts.
+/// The pause before the second attempt; it doubles from one to the next.
 const PAUSE: Duration = Duration::from_millis(300);
+/// The longest pause between attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Joins the cluster that the configuration's token names.
 pub(crate) async fn obtain(config: &Config) -> Result<Identity, StartError> {
@@ -27,6 +29,8 @@ pub(crate) async fn obtain(config: &Config) -> Result<Identity, StartError> {
     let request = Request::new()?;
     let tls = Arc::new(client_config(&ClientTrust::Pinned(*token.ca_digest()), None)?);
     let until = Instant::now() + config.join_timeout;
+    let mut pause = PAUSE;
+    let mut said = String::new();
     let outcome = loop {
         let attempt = JoinConfig {
             broker: config.mqtt_addr.clone(),
@@ -41,8 +45,13 @@ pub(crate) async fn obtain(config: &Config) -> Result<Identity, StartError> {
         match join(attempt).await {
             Ok(outcome) => break outcome,
             Err(error) if may_pass(&error) && Instant::now() < until => {
-                warn!(%error, "joining failed and is tried again");
-                tokio::time::sleep(PAUSE).await;
+                let why = error.to_string();
+                if said != why {
+                    warn!(error = why, "joining failed and is tried again");
+                    said = why;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
             }
             Err(error) => return Err(StartError::Join(error)),
         }

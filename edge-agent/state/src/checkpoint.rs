@@ -169,7 +169,7 @@ pub enum OpenError {
         reason: String,
     },
     /// Its key can't be used.
-    #[error("the checkpoint's key {path}: {source}")]
+    #[error("cannot use the checkpoint's key {path}")]
     Key {
         /// The key's file.
         path: PathBuf,
@@ -177,7 +177,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The disk failed.
-    #[error("{path}: {source}")]
+    #[error("cannot use {path}")]
     Io {
         /// The file or directory.
         path: PathBuf,

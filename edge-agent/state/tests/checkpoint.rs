@@ -1,5 +1,6 @@
 //! The checkpoint on a real disk.
 
+use std::error::Error as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -135,7 +136,9 @@ fn the_key_matters() {
     let good = fs::read(&key).expect("reads");
     let check = |expect: &str| {
         let error = Checkpoint::open(dir.path()).expect_err("the key is wrong");
-        assert!(error.to_string().contains(expect), "{error}");
+        let causes = error.source().map(ToString::to_string).unwrap_or_default();
+        let error = format!("{error}: {causes}");
+        assert!(error.contains(expect), "{error}");
     };
     fs::write(&key, [0; 32]).expect("writes");
     check("was not sealed under this key");
