@@ -1,5 +1,6 @@
 //! What the core does about a pod machine's commands.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,16 +15,17 @@ use lichen_pods::{Command, Input, Life, PodEvent, Sandbox, Stage};
 use lichen_state::{Change, Space};
 use lichen_wire::report;
 use lichen_wire::stream::StreamErrorCode;
-use lichen_workload::{ContainerId, ContainerSpec, Runtime, RuntimeError};
+use lichen_workload::{Artifact, ContainerId, ContainerSpec, Handler, Runtime, RuntimeError, State};
 use tokio::sync::mpsc;
 use tracing::{debug, error, warn};
 
-use crate::core::{Core, Msg};
+use crate::core::{Core, Entry, Msg};
 use crate::env;
 use crate::exit::exit_of;
 use crate::facts::Facts;
 use crate::host::Host;
 use crate::logs;
+use crate::process::process;
 use crate::spec::{find, ports};
 use crate::uplink::ByteStream;
 use crate::volumes::{self, Planned};
@@ -125,8 +127,10 @@ impl Core {
     fn assign(&mut self, uid: &str) -> Result<(), String> {
         let pool = self.pool.as_mut().ok_or("the node has not been given a range of pod addresses yet")?;
         let mode = self.config.address_mode;
+        // What a pod listens on while its containers outlive an agent is its own.
+        let idle = |entry: &&Entry| !entry.machine.lives();
         let ports: Vec<u16> =
-            self.entries.get(uid).map(|entry| ports(entry.machine.pod())).unwrap_or_default();
+            self.entries.get(uid).filter(idle).map(|entry| ports(entry.machine.pod())).unwrap_or_default();
         let ip = loop {
             let ip = pool.assign(uid).map_err(|error: PoolError| error.to_string())?;
             // No container of the pod runs yet, so a port that is taken is somebody else's: of another cluster on
@@ -208,7 +212,13 @@ impl Core {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let Some(container) = find(entry.machine.pod(), name) else { return };
         let container_name = name.to_owned();
-        let input = match env::environment(entry.machine.pod(), container, &self.objects, &facts) {
+        let pod = entry.machine.pod();
+        let possible = match entry.artifacts.get(name).map(Artifact::handler) {
+            Some(Handler::Oci) => process(pod, container).map(drop),
+            Some(Handler::Wasm) | None => Ok(()),
+        };
+        let environment = possible.and_then(|()| env::environment(pod, container, &self.objects, &facts));
+        let input = match environment {
             Ok(environment) => {
                 entry.environments.insert(name.to_owned(), environment);
                 Input::ConfigReady { container: container_name }
@@ -265,10 +275,10 @@ impl Core {
         let outdated = outdated.map(|old| (old, self.log_path(uid, name, attempt - 2)));
         let (host, runtime, messages) = (self.host.clone(), self.runtime.clone(), self.messages.clone());
         let (uid, container) = (uid.to_owned(), name.to_owned());
-        let wasm_id = format!("{}://{id}", runtime.name());
+        let container_id = shown(spec.artifact.handler(), &id);
         self.tasks.spawn(async move {
             let input = match launch(host.as_ref(), runtime.as_ref(), spec).await {
-                Ok(()) => Input::Started { container, attempt, container_id: wasm_id },
+                Ok(()) => Input::Started { container, attempt, container_id },
                 Err(error) => Input::StartFailed { container, attempt, message: error.to_string() },
             };
             answer(&messages, Msg::Step(uid, input)).await;
@@ -278,6 +288,72 @@ impl Core {
                     debug!(%old, %error, "an old attempt is not known any more");
                 }
                 let _ = host.blocking(move || std::fs::remove_file(log)).await;
+            }
+        });
+    }
+
+    /// A pod out of the checkpoint goes on with what the runtime took back of it, if anything.
+    pub(crate) fn take_back(&mut self, uid: &str, found: &BTreeMap<ContainerId, State>) {
+        let Some(entry) = self.entries.get(uid) else { return };
+        let state = entry.machine.state();
+        let mut adopted = Vec::new();
+        for container in state.init.iter().chain(&state.containers) {
+            // The last attempt, and the one before it for its log.
+            for attempt in container.starts.saturating_sub(2)..container.starts {
+                let Ok(id) = ContainerId::of_attempt(uid, &container.name, attempt) else { continue };
+                let Some(state) = found.get(&id) else { continue };
+                let live = container.live_attempt() == Some(attempt);
+                if live {
+                    adopted.push((id.clone(), container.name.clone(), attempt, state.clone()));
+                } else if !matches!(state, State::Exited { .. }) {
+                    continue;
+                }
+                self.ids.insert(id, (uid.to_owned(), container.name.clone(), attempt));
+            }
+        }
+        let names = adopted.iter().map(|(_, container, ..)| container.clone()).collect();
+        self.step(uid, Input::RuntimeLost { adopted: names });
+        for (id, container, attempt, state) in adopted {
+            // Only OCI containers outlive an agent.
+            let container_id = shown(Handler::Oci, &id);
+            let started = Input::Started { container: container.clone(), attempt, container_id };
+            match state {
+                State::Created => {
+                    // Its start was made durable and then not carried out, so it is now.
+                    let (runtime, messages, uid) =
+                        (self.runtime.clone(), self.messages.clone(), uid.to_owned());
+                    self.tasks.spawn(async move {
+                        let input = match runtime.start(&id).await {
+                            Ok(()) => started,
+                            Err(error) => {
+                                Input::StartFailed { container, attempt, message: error.to_string() }
+                            }
+                        };
+                        answer(&messages, Msg::Step(uid, input)).await;
+                    });
+                }
+                State::Running { .. } => self.step(uid, started),
+                State::Exited { finished, exit, .. } => {
+                    self.step(uid, started);
+                    let at = Timestamp::try_from(finished).unwrap_or_else(|_| self.host.now());
+                    self.step_at(uid, Input::Exited { container, attempt, exit: exit_of(&exit) }, at);
+                }
+            }
+        }
+    }
+
+    /// Ends and removes a container that no pod has.
+    pub(crate) fn discard(&mut self, id: ContainerId) {
+        warn!(%id, "a container of no pod of this node is removed");
+        let (runtime, grace) = (self.runtime.clone(), self.config.shutdown_grace);
+        self.tasks.spawn(async move {
+            if matches!(runtime.state(&id), Ok(State::Running { .. }))
+                && let Err(error) = runtime.stop(&id, grace).await
+            {
+                warn!(%id, %error, "a container could not be stopped");
+            }
+            if let Err(error) = runtime.remove(&id).await {
+                warn!(%id, %error, "a container could not be removed");
             }
         });
     }
@@ -410,6 +486,11 @@ async fn launch(host: &dyn Host, runtime: &dyn Runtime, spec: ContainerSpec) -> 
         let _ = runtime.remove(&id).await;
     }
     started
+}
+
+/// A container's id as `containerID` has it.
+fn shown(handler: Handler, id: &ContainerId) -> String {
+    format!("{}://{id}", handler.name())
 }
 
 /// Answers the core; when it is gone, nobody is there to care.

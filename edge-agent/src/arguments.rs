@@ -63,6 +63,8 @@ impl Arguments {
         };
         config.labels = self.labels.into_iter().collect();
         config.pods_max = self.pods_max;
+        // A node that is a program of its own is restarted to be updated; what can run on meanwhile does.
+        config.keep_containers = true;
         Ok(config)
     }
 }

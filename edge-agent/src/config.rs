@@ -28,6 +28,8 @@ pub struct Config {
     pub join_timeout: Duration,
     /// The longest grace that containers get when the agent itself is shut down; a shorter one of their own counts.
     pub shutdown_grace: Duration,
+    /// Whether containers that outlive the agent (OCI) go on when it is shut down, for its successor to take back.
+    pub keep_containers: bool,
 }
 
 impl Config {
@@ -47,6 +49,7 @@ impl Config {
             pods_max: 110,
             join_timeout: Duration::from_secs(60),
             shutdown_grace: Duration::from_secs(2),
+            keep_containers: false,
         }
     }
 

@@ -16,7 +16,7 @@ use lichen_link::LinkEvent;
 use lichen_net::{Pool, Proxy};
 use lichen_pods::{Command, Input, PodMachine, PodState};
 use lichen_state::{Change, Checkpoint, Contents, Space, SyncState};
-use lichen_workload::{Artifact, ContainerId, Event, Runtime, State};
+use lichen_workload::{Artifact, ContainerId, Event, Handler, Runtime, State};
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -183,6 +183,7 @@ impl Core {
         }
         self.set_pool();
         let at = self.host.now();
+        let found: BTreeMap<ContainerId, State> = self.runtime.list().into_iter().collect();
         let pods: Vec<(String, Arc<Pod>)> = self.objects.pods.clone().into_iter().collect();
         for (key, pod) in pods {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -195,7 +196,7 @@ impl Core {
                 Ok(state) => {
                     let machine = PodMachine::restore(pod, state);
                     self.insert(&uid, key, machine, bytes.to_owned());
-                    self.step(&uid, Input::RuntimeLost { adopted: Vec::new() });
+                    self.take_back(&uid, &found);
                 }
                 Err(_) => {
                     self.insert(&uid, key, PodMachine::new(pod.clone(), at), Vec::new());
@@ -203,7 +204,11 @@ impl Core {
                 }
             }
         }
-        // What ran for pods that are no longer wanted ended with the agent that ran it.
+        for id in found.into_keys() {
+            if !self.ids.contains_key(&id) {
+                self.discard(id);
+            }
+        }
         for uid in states.keys().map(|uid| (*uid).to_owned()) {
             if !self.entries.contains_key(&uid) {
                 self.changes.push(Change::Remove(Space::Pod, uid));
@@ -230,7 +235,7 @@ impl Core {
         self.entries.insert(uid.to_owned(), entry);
     }
 
-    /// Runs until it is told to stop, then stops what runs; pods stay as they are in the checkpoint.
+    /// Runs until it is told to stop, then stops what cannot or shall not go on; pods stay as they are in the checkpoint.
     pub(crate) async fn run(
         mut self,
         mut link: mpsc::Receiver<LinkEvent>,
@@ -293,9 +298,14 @@ impl Core {
 
     /// Steps a pod's machine and notes what follows.
     pub(crate) fn step(&mut self, uid: &str, input: Input) {
+        self.step_at(uid, input, self.host.now());
+    }
+
+    /// The same for something that happened earlier.
+    pub(crate) fn step_at(&mut self, uid: &str, input: Input, at: Timestamp) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         self.urgent |= matches!(input, Input::Exited { .. });
-        let output = entry.machine.step(input, self.host.now());
+        let output = entry.machine.step(input, at);
         entry.wake = output.wake;
         self.dirty.insert(uid.to_owned());
         for command in output.commands {
@@ -414,13 +424,16 @@ impl Core {
         self.config.data_dir.join("pods").join(uid)
     }
 
-    /// Stops what runs and writes what is known. No machine hears of it, so that the next start brings all back.
+    /// Stops what cannot or shall not go on and writes what is known. No machine hears of it, so that the next start brings all back.
     async fn stop(mut self) {
         self.tasks.shutdown().await;
         let mut stops = JoinSet::new();
         for (id, state) in self.runtime.list() {
-            let Some((uid, ..)) = self.ids.get(&id) else { continue };
-            if !matches!(state, State::Running { .. }) {
+            let Some((uid, name, _)) = self.ids.get(&id) else { continue };
+            let artifact = self.entries.get(uid).and_then(|entry| entry.artifacts.get(name));
+            // What was taken back may have no artifact yet; it outlives the agent, or it would not be here.
+            let outlives = artifact.is_none_or(|artifact| artifact.handler() == Handler::Oci);
+            if !matches!(state, State::Running { .. }) || (outlives && self.config.keep_containers) {
                 continue;
             }
             let spec = self.entries.get(uid).and_then(|entry| entry.machine.pod().spec.as_ref());

@@ -59,11 +59,11 @@ pub(crate) fn environment(
     Ok(env.into_list())
 }
 
-/// The arguments after the program's name, expanded.
-pub(crate) fn arguments(container: &Container, env: &Environment) -> Vec<String> {
+/// The container's command and its arguments, expanded.
+pub(crate) fn command_line(container: &Container, env: &Environment) -> (Vec<String>, Vec<String>) {
     let values: BTreeMap<String, String> = env.iter().cloned().collect();
-    let command = container.command.iter().flatten().skip(1);
-    command.chain(container.args.iter().flatten()).map(|arg| expand(arg, &values)).collect()
+    let expanded = |words: &Option<Vec<String>>| words.iter().flatten().map(|w| expand(w, &values)).collect();
+    (expanded(&container.command), expanded(&container.args))
 }
 
 /// The value of a `valueFrom`; none if it is optional and absent.

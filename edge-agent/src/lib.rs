@@ -23,6 +23,7 @@ mod logs;
 mod node;
 mod objects;
 mod probe;
+mod process;
 mod spec;
 mod sync;
 #[cfg(test)]
@@ -184,6 +185,9 @@ struct Build {
 impl Build {
     async fn run(self, uplink: Arc<dyn Uplink>, events: mpsc::Receiver<LinkEvent>) -> Running {
         let Self { config, runtime, checkpoint, contents, ca_pem } = self;
+        if let Err(error) = runtime.adopt().await {
+            warn!(%error, "what ran before cannot be taken back");
+        }
         sweep(&config.data_dir, &contents).await;
         let (connected_to, connected) = watch::channel(false);
         let artifacts = Artifacts {

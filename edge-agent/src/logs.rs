@@ -122,7 +122,7 @@ mod tests {
 
     use lichen_wire::stream::REQUEST_BYTES_MAX;
     use lichen_workload::mock::{MockRuntime, Script};
-    use lichen_workload::{Artifact, ContainerSpec, Limits};
+    use lichen_workload::{Artifact, ContainerSpec};
 
     use super::*;
     use crate::testing::{FakeStream, Written};
@@ -160,16 +160,7 @@ mod tests {
 
         let artifact = Artifact::Component { path: "x".into(), digest: "d".into() };
         runtime.script("x", Script { output: vec!["from the runtime".into()], ..Script::default() });
-        let spec = ContainerSpec {
-            id: wanted.id.clone(),
-            artifact,
-            args: vec![],
-            env: vec![],
-            mounts: vec![],
-            limits: Limits::default(),
-            serve: vec![],
-            log: wanted.path.clone(),
-        };
+        let spec = ContainerSpec::new(wanted.id.clone(), artifact, &wanted.path);
         runtime.create(spec).await.expect("creates");
         runtime.start(&wanted.id).await.expect("starts");
         let (to, written) = stream();

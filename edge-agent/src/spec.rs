@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use lichen_api::k8s::api::core::v1::{Container, Pod};
 use lichen_api::quantity::Quantity;
-use lichen_workload::{Artifact, ContainerId, ContainerSpec, Limits, Mount};
+use lichen_workload::{Artifact, ContainerId, ContainerSpec, Handler, Limits, Mount, Process};
 
 use crate::core::Core;
 use crate::env::{self, Environment};
+use crate::process::process;
 
 /// The port of a request handler whose container names none.
 const PORT_DEFAULT: u16 = 8080;
@@ -27,19 +28,32 @@ impl Core {
         if serve.is_empty() {
             serve.push(SocketAddr::from((ip, PORT_DEFAULT)));
         }
+        let process = match artifact.handler() {
+            Handler::Wasm => Process::default(),
+            Handler::Oci => process(pod, container)?,
+        };
+        let (command, args) = env::command_line(container, &env);
         Ok(ContainerSpec {
             id: ContainerId::of_attempt(uid, name, attempt).map_err(|error| error.to_string())?,
+            mounts: self.mounts(uid, pod, container, artifact.handler())?,
             artifact,
-            args: env::arguments(container, &env),
+            command,
+            args,
             env,
-            mounts: self.mounts(uid, pod, container)?,
+            process,
             limits: limits(container)?,
             serve,
             log: self.log_path(uid, name, attempt),
         })
     }
 
-    fn mounts(&self, uid: &str, pod: &Pod, container: &Container) -> Result<Vec<Mount>, String> {
+    fn mounts(
+        &self,
+        uid: &str,
+        pod: &Pod,
+        container: &Container,
+        handler: Handler,
+    ) -> Result<Vec<Mount>, String> {
         let root = self.pod_dir(uid).join("volumes");
         let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
         let writable = |name: &str| {
@@ -54,9 +68,9 @@ impl Core {
                         return Err(format!("subPath {below:?} does not stay inside its volume"));
                     }
                     host.push(below);
-                    if !host.is_dir() {
+                    if !host.is_dir() && (handler == Handler::Wasm || !host.is_file()) {
                         return Err(format!(
-                            "subPath {below:?} is no directory: components see directories only"
+                            "subPath {below:?} is not there, or no directory: components see directories only"
                         ));
                     }
                 }

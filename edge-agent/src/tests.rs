@@ -22,10 +22,13 @@ struct Bench {
 }
 
 async fn boot(dir: &Path, fake: &Arc<Fake>) -> Bench {
+    boot_with(dir, fake, MockRuntime::default()).await
+}
+
+async fn boot_with(dir: &Path, fake: &Arc<Fake>, runtime: MockRuntime) -> Bench {
     let mut config = Config::new("edge-1", dir, "unused:1");
     config.shutdown_grace = Duration::ZERO;
     let (checkpoint, contents) = open(&config).await.expect("opens");
-    let runtime = MockRuntime::default();
     let (link, events) = mpsc::channel(64);
     let ca_pem = fake.authority.ca_pem().to_owned();
     let build = Build { config, runtime: Arc::new(runtime.clone()), checkpoint, contents, ca_pem };
@@ -111,7 +114,7 @@ async fn a_pod_lives_and_goes() {
     let status = b.ready("ns/p").await;
     assert_eq!(status["phase"], "Running");
     assert_eq!(status["podIP"], "10.251.1.2");
-    assert_eq!(status["containerStatuses"][0]["containerID"], "mock://u1_c_0");
+    assert_eq!(status["containerStatuses"][0]["containerID"], "wasm://u1_c_0");
     let spec_given = b.runtime.spec(&b.id(0)).expect("was created");
     assert_eq!(spec_given.args, ["--say", "hi"]);
     assert_eq!(spec_given.serve, ["127.251.1.2:8080".parse().expect("an address")]);
@@ -210,6 +213,80 @@ async fn pods_come_back_without_the_control_plane() {
     assert_eq!(contents.sync.synced, Some((8, 100)));
     let left: Vec<_> = contents.objects.iter().map(|o| o.kind.as_str()).collect();
     assert_eq!(left, ["Node"]);
+}
+
+/// What a node that is killed leaves: its checkpoint and its containers, as they were when they were last looked at.
+async fn killed(b: Bench) -> (Arc<Fake>, MockRuntime) {
+    let Bench { fake, runtime, running, .. } = b;
+    let left = runtime.successor();
+    running.stop().await;
+    (fake, left)
+}
+
+#[tokio::test]
+async fn containers_that_outlive_the_agent_are_taken_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut b = node(dir.path(), "10.251.8.0/24").await;
+    b.item("Pod", "ns/p", pod(json!({}))).await;
+    let before = b.ready("ns/p").await;
+    let (fake, left) = killed(b).await;
+
+    let b = boot_with(dir.path(), &fake, left).await;
+    let status = b.ready("ns/p").await;
+    assert_eq!(status["podIP"], before["podIP"]);
+    let container = &status["containerStatuses"][0];
+    assert_eq!(container["restartCount"], 0, "it is the same container");
+    assert_eq!(container["state"]["running"], before["containerStatuses"][0]["state"]["running"]);
+    assert_eq!(b.starts(), 0);
+
+    // It ends: the next attempt goes through all that a first one does.
+    b.runtime.exit(&b.id(0), Exit::Code(3)).expect("runs");
+    let status = b.status("ns/p", |status| status["containerStatuses"][0]["restartCount"] == 1).await;
+    assert_eq!(status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 3);
+    b.ready("ns/p").await;
+    assert!(b.runtime.spec(&b.id(1)).is_some());
+    b.running.stop().await;
+}
+
+#[tokio::test]
+async fn what_ended_while_the_agent_was_away_is_told_with_its_code() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut b = node(dir.path(), "10.251.9.0/24").await;
+    b.item("Pod", "ns/p", pod(json!({ "restartPolicy": "OnFailure" }))).await;
+    b.ready("ns/p").await;
+    let (fake, left) = killed(b).await;
+    left.exit(&ContainerId::of_attempt("u1", "c", 0).expect("an id"), Exit::Code(0))
+        .expect("is left running");
+    let b = boot_with(dir.path(), &fake, left).await;
+    let status = b.status("ns/p", |status| status["phase"] == "Succeeded").await;
+    let ended = &status["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(0), &json!("Completed")));
+    assert_eq!(
+        ended["finishedAt"], "1970-01-01T00:00:00Z",
+        "the mock's time of its end, not of the agent's start"
+    );
+    assert_eq!(b.starts(), 0);
+    b.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_container_of_no_pod_is_removed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut b = node(dir.path(), "10.251.10.0/24").await;
+    b.item("Pod", "ns/p", pod(json!({}))).await;
+    b.ready("ns/p").await;
+    let (fake, left) = killed(b).await;
+    let other = tempfile::tempdir().expect("a directory");
+    let b = boot_with(other.path(), &fake, left).await;
+    let id = b.id(0);
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while b.runtime.state(&id).is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it is removed");
+    b.running.stop().await;
 }
 
 #[tokio::test]

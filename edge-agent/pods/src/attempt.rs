@@ -24,6 +24,7 @@ impl PodMachine {
             return;
         }
         state.image_id = Some(image_id);
+        state.prepared = true;
         state.pull.reset();
         state.stage = Stage::Configuring;
         let message = match pulled_ms {
@@ -134,8 +135,13 @@ impl PodMachine {
         let delay_s = state.restart.delay_s(now);
         if delay_s == 0 {
             state.restart.retried(now);
-            state.stage = Stage::Configuring;
-            out.push(Command::Configure { container: name.to_owned() });
+            if state.prepared {
+                state.stage = Stage::Configuring;
+                out.push(Command::Configure { container: name.to_owned() });
+            } else {
+                // It was adopted, so its artifact was not asked for in this run of the agent.
+                state.stage = Stage::Waiting;
+            }
             return;
         }
         state.stage = Stage::BackOff { delay_s, until: after(now, delay_s) };
@@ -162,7 +168,16 @@ impl PodMachine {
         for name in names {
             let Some((spec, state)) = self.find(&name) else { continue };
             match &state.stage {
-                Stage::Running { .. } if adopted.contains(&name) => state.probes = Probes::new(&spec, now),
+                Stage::Starting { .. } | Stage::Running { .. } if adopted.contains(&name) => {
+                    state.probes = Probes::new(&spec, now);
+                }
+                Stage::Stopping { attempt, container_id, started_at } if adopted.contains(&name) => {
+                    // Whoever asked it to stop is gone. It is asked anew: at once if the pod is to go, and by its probe
+                    // if that is what it failed.
+                    let (attempt, container_id, started_at) = (*attempt, container_id.clone(), *started_at);
+                    state.stage = Stage::Running { attempt, container_id, started_at };
+                    state.probes = Probes::new(&spec, now);
+                }
                 Stage::Starting { .. } | Stage::Running { .. } | Stage::Stopping { .. } => {
                     let end = state.terminate(Ending::Lost, now);
                     if active && self.restarts(&name, end.exit_code) {

@@ -14,7 +14,7 @@ const CODE_START_FAILED: i32 = 128;
 /// The longest message that a termination keeps.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
-/// What is known of one container. Everything but the probes is durable.
+/// What is known of one container. Everything but what is skipped is durable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ContainerState {
     /// The container's name.
@@ -34,6 +34,9 @@ pub struct ContainerState {
     /// Probes of the running attempt.
     #[serde(skip)]
     pub(crate) probes: Probes,
+    /// Whether its artifact is ready to start in this run of the agent.
+    #[serde(skip)]
+    pub(crate) prepared: bool,
 }
 
 /// Where a container is in its life.
@@ -125,6 +128,7 @@ impl ContainerState {
             restart: Backoff::default(),
             pull: Backoff::default(),
             probes: Probes::default(),
+            prepared: false,
         }
     }
 

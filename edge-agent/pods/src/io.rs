@@ -104,7 +104,8 @@ pub enum Input {
     Tick,
     /// The agent started anew: what ran before runs no more, but for the containers that the runtime adopted.
     RuntimeLost {
-        /// Names of the containers that still run.
+        /// Names of the containers whose live attempt the runtime still knows. What it knows follows: [`Input::Started`]
+        /// if the machine has yet to hear so, [`Input::Exited`] if it ended meanwhile.
         adopted: Vec<String>,
     },
 }
@@ -143,6 +144,8 @@ pub enum ImageFailure {
     NeverPull,
     /// It was fetched, and this node can't run it.
     Inspect,
+    /// This node has no runtime for it.
+    NoRuntime,
 }
 
 impl ImageFailure {
@@ -153,6 +156,7 @@ impl ImageFailure {
             Self::InvalidName => "InvalidImageName",
             Self::NeverPull => "ErrImageNeverPull",
             Self::Inspect => "ImageInspectError",
+            Self::NoRuntime => "ErrRuntimeUnavailable",
         }
     }
 }

@@ -272,7 +272,7 @@ impl PodMachine {
             Life::Gone | Life::Finished => None,
             Life::Terminating(terminating) => {
                 self.stop_all(&terminating, now, out);
-                if self.any_live() {
+                if self.lives() {
                     return None;
                 }
                 self.state.life = Life::Gone;
@@ -280,7 +280,7 @@ impl PodMachine {
             }
             Life::Active => {
                 self.drive(now, out);
-                if matches!(self.phase(), "Succeeded" | "Failed") && !self.any_live() {
+                if matches!(self.phase(), "Succeeded" | "Failed") && !self.lives() {
                     self.state.life = Life::Finished;
                     self.state.sandbox = Sandbox::Released;
                     out.push(Command::Release);
@@ -340,8 +340,13 @@ impl PodMachine {
             }
             Stage::BackOff { until, .. } if *until <= now => {
                 state.restart.retried(now);
-                state.stage = Stage::Configuring;
-                out.push(Command::Configure { container: name.to_owned() });
+                if state.prepared {
+                    state.stage = Stage::Configuring;
+                    out.push(Command::Configure { container: name.to_owned() });
+                } else {
+                    state.stage = Stage::Preparing;
+                    out.push(prepare(&spec, state));
+                }
             }
             Stage::Running { attempt, .. } => {
                 let attempt = *attempt;
@@ -412,7 +417,8 @@ impl PodMachine {
         if self.state.sandbox == Sandbox::Ready { containers.min() } else { sandbox }
     }
 
-    pub(crate) fn any_live(&self) -> bool {
+    /// Whether an attempt of any of its containers lives.
+    pub fn lives(&self) -> bool {
         self.state.init.iter().chain(&self.state.containers).any(|c| c.live_attempt().is_some())
     }
 

@@ -21,7 +21,7 @@ struct Condition {
 impl PodMachine {
     /// The pod's phase.
     pub(crate) fn phase(&self) -> &'static str {
-        let terminal = matches!(self.state.life, Life::Terminating(_) | Life::Gone) && !self.any_live();
+        let terminal = matches!(self.state.life, Life::Terminating(_) | Life::Gone) && !self.lives();
         for init in &self.state.init {
             match &init.stage {
                 Stage::Exited(end) if end.exit_code == 0 => {}
@@ -136,6 +136,8 @@ impl PodMachine {
             "Failed" => Some("PodFailed"),
             _ => None,
         };
+        // What runs has its sandbox, also while an agent that was started anew looks at it again.
+        let sandbox = self.state.sandbox == Sandbox::Ready || self.lives();
         let condition = |kind, holds, reason, message| Condition { kind, holds, reason, message };
         let readiness = |kind| match ended {
             Some(reason) => condition(kind, false, Some(reason), None),
@@ -154,7 +156,7 @@ impl PodMachine {
             condition("Initialized", false, Some("ContainersNotInitialized"), Some(message))
         };
         [
-            condition("PodReadyToStartContainers", self.state.sandbox == Sandbox::Ready, None, None),
+            condition("PodReadyToStartContainers", sandbox, None, None),
             initialized,
             readiness("Ready"),
             readiness("ContainersReady"),

@@ -123,16 +123,41 @@ impl World {
         self.gone |= gone_now;
     }
 
-    fn restart_agent(&mut self) {
+    /// The agent starts anew. Of what runs each bit of `kept` says whether it is taken back; of that the first may have
+    /// ended meanwhile.
+    fn restart_agent(&mut self, kept: u8, ended: bool) {
         let state: PodState =
             serde_json::from_slice(&serde_json::to_vec(self.machine.state()).expect("encodes"))
                 .expect("decodes");
         self.machine = PodMachine::restore(self.pod.clone(), state);
-        self.owed.clear();
-        self.live.clear();
+        // A start that was made durable and not carried out is carried out once the container is taken back.
+        let starts: BTreeMap<String, u32> = self
+            .owed
+            .drain(..)
+            .filter_map(|command| match command {
+                Command::Start { container, attempt } => Some((container, attempt)),
+                _ => None,
+            })
+            .collect();
+        let mut bit = 0;
+        let mut keep = |_: &String, _: &mut u32| {
+            bit += 1;
+            kept >> (bit - 1) & 1 == 1
+        };
+        self.live.retain(&mut keep);
+        let mut starts = starts;
+        starts.retain(&mut keep);
         self.prepared.clear();
-        if !self.gone {
-            self.step(Input::RuntimeLost { adopted: vec![] });
+        if self.gone {
+            return;
+        }
+        let adopted = self.live.keys().chain(starts.keys()).cloned().collect();
+        self.step(Input::RuntimeLost { adopted });
+        self.owed
+            .extend(starts.into_iter().map(|(container, attempt)| Command::Start { container, attempt }));
+        let running = self.live.clone();
+        if ended && let Some((name, attempt)) = running.into_iter().next() {
+            self.exit(&name, attempt, 100);
         }
     }
 
@@ -234,7 +259,7 @@ enum Op {
     Wait(u16),
     Delete(u8),
     Removed,
-    RestartAgent,
+    RestartAgent(u8, bool),
     Stale(u8),
 }
 
@@ -245,7 +270,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0u16..400).prop_map(Op::Wait),
         1 => any::<u8>().prop_map(Op::Delete),
         1 => Just(Op::Removed),
-        2 => Just(Op::RestartAgent),
+        2 => (any::<u8>(), any::<bool>()).prop_map(|(kept, ended)| Op::RestartAgent(kept, ended)),
         2 => any::<u8>().prop_map(Op::Stale),
     ]
 }
@@ -275,7 +300,7 @@ proptest! {
                 }
                 Op::Delete(grace) => world.delete(grace.into()),
                 Op::Removed => world.step(Input::Removed),
-                Op::RestartAgent => world.restart_agent(),
+                Op::RestartAgent(kept, ended) => world.restart_agent(kept, ended),
                 Op::Stale(n) => {
                     let container = format!("c{}", n % 3);
                     let attempt = u32::from(n / 3) + 1000;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
 
-use crate::container::{Adoption, ContainerId, ContainerSpec, Event, Exit, State};
+use crate::container::{ContainerId, ContainerSpec, Event, Exit, State};
 use crate::logs::{LogOptions, LogStream};
 use crate::runtime::{Runtime, RuntimeError};
 
@@ -19,6 +20,16 @@ const LONG: Duration = Duration::from_secs(60);
 pub trait Subject {
     /// The runtime.
     fn runtime(&self) -> Arc<dyn Runtime>;
+
+    /// The runtime of an agent that starts after the one of [`runtime`](Self::runtime) was killed, over the same state.
+    fn successor(&self) -> Arc<dyn Runtime>;
+
+    /// Whether containers outlive their agent.
+    fn outlives(&self) -> bool;
+
+    /// Makes a container of [`runs`](Self::runs) end with 0, not by a runtime's stop. Only asked where containers outlive
+    /// their agent.
+    fn end_unseen<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, ()>;
 
     /// A container that prints `one`, `two`, `three` on three lines and exits with this code.
     fn prints_and_exits(&self, id: ContainerId, code: i32) -> ContainerSpec;
@@ -40,7 +51,8 @@ pub async fn test_all(subject: &impl Subject) {
     a_damaged_artifact_leaves_nothing_behind(subject).await;
     logs_outlive_the_exit(subject).await;
     a_follower_gets_all_and_ends(subject).await;
-    nothing_unknown_is_adopted(subject).await;
+    what_outlives_its_agent_is_taken_back(subject).await;
+    what_ends_unseen_is_known(subject).await;
 }
 
 fn id(text: &str) -> ContainerId {
@@ -205,9 +217,82 @@ pub async fn a_follower_gets_all_and_ends(subject: &impl Subject) {
     runtime.remove(&id).await.expect("an exited container is removed");
 }
 
-/// A container that nobody knows anything of is lost, not running.
-pub async fn nothing_unknown_is_adopted(subject: &impl Subject) {
-    let runtime = subject.runtime();
-    let spec = subject.runs(id("orphan"));
-    assert_eq!(runtime.adopt(spec, "no such handle").await.expect("an answer"), Adoption::Lost);
+/// Three containers that an agent leaves: one created, one running, one ended. A successor has all three as they were, or,
+/// where nothing outlives its agent, none.
+pub async fn what_outlives_its_agent_is_taken_back(subject: &impl Subject) {
+    let first = subject.runtime();
+    let mut events = first.events();
+    let [created, running, ended] = ["left-created", "left-running", "left-ended"].map(id);
+    for spec in [
+        subject.runs(created.clone()),
+        subject.runs(running.clone()),
+        subject.prints_and_exits(ended.clone(), 7),
+    ] {
+        first.create(spec).await.expect("a good specification");
+    }
+    first.start(&running).await.expect("a first start");
+    started(first.as_ref(), &running).await;
+    first.start(&ended).await.expect("a first start");
+    assert_eq!(exited(&mut events, &ended).await, Exit::Code(7));
+
+    let next = subject.successor();
+    assert!(next.list().is_empty(), "nothing is known before it is taken back");
+    next.adopt().await.expect("what was left can be read");
+    if !subject.outlives() {
+        assert!(next.list().is_empty(), "{:?}", next.list());
+        assert!(matches!(next.state(&running), Err(RuntimeError::NotFound(_))));
+        return;
+    }
+    let mut events = next.events();
+    let states: Vec<_> = next.list().into_iter().map(|(id, state)| (id, state.name())).collect();
+    let expect = [(created.clone(), "created"), (ended.clone(), "exited"), (running.clone(), "running")];
+    assert_eq!(states, expect);
+    assert!(matches!(next.state(&ended), Ok(State::Exited { exit: Exit::Code(7), .. })));
+    let again = next.create(subject.runs(created.clone())).await;
+    assert!(matches!(again, Err(RuntimeError::Exists(_))), "an id lives once, whoever the agent is");
+    assert_eq!(text(next.logs(&ended, LogOptions::default()).expect("its log")).await, "one\ntwo\nthree\n");
+
+    let again = next.start(&running).await;
+    assert!(matches!(again, Err(RuntimeError::WrongState { state: "running", .. })), "{again:?}");
+    next.start(&created).await.expect("what was never started can be");
+    started(next.as_ref(), &created).await;
+    for id in [&created, &running] {
+        assert_eq!(next.stop(id, LONG).await.expect("a running container stops"), Exit::Code(0));
+        assert_eq!(exited(&mut events, id).await, Exit::Code(0));
+    }
+    assert!(events.is_empty(), "an exit is told once");
+    assert_eq!(next.stop(&ended, LONG).await.expect("stopping what has ended"), Exit::Code(7));
+    for id in [&created, &running, &ended] {
+        next.remove(id).await.expect("an exited container is removed");
+    }
+}
+
+/// A container that ends while no agent is there.
+pub async fn what_ends_unseen_is_known(subject: &impl Subject) {
+    if !subject.outlives() {
+        return;
+    }
+    let first = subject.runtime();
+    let id = id("unseen");
+    first.create(subject.runs(id.clone())).await.expect("a good specification");
+    first.start(&id).await.expect("a first start");
+    started(first.as_ref(), &id).await;
+    subject.end_unseen(&id).await;
+    let next = subject.successor();
+    next.adopt().await.expect("what was left can be read");
+    assert!(
+        matches!(next.state(&id), Ok(State::Exited { exit: Exit::Code(0), started, finished }) if started <= finished)
+    );
+    next.remove(&id).await.expect("an exited container is removed");
+}
+
+/// Waits until a container that [`Subject::runs`] says that it does.
+async fn started(runtime: &dyn Runtime, id: &ContainerId) {
+    let options = LogOptions { follow: true, ..LogOptions::default() };
+    let mut logs = runtime.logs(id, options).expect("it is known");
+    let mut seen = Vec::new();
+    while !seen.starts_with(b"started\n") {
+        let chunk = tokio::time::timeout(LONG, logs.next()).await.expect("a line in time");
+        seen.extend_from_slice(&chunk.expect("the container still runs").expect("the log is readable"));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -76,17 +76,53 @@ pub enum Artifact {
         /// The digest of the file's bytes, `sha256:<hex>`: the key under which a loaded component is shared.
         digest: String,
     },
-    /// An unpacked OCI bundle.
-    Bundle {
-        /// The bundle's directory.
+    /// An OCI image.
+    Image {
+        /// The directory into which [`oci::image`](crate::oci::image) unpacked it. Containers share it and never write to it.
         path: PathBuf,
     },
+}
+
+impl Artifact {
+    /// The runtime that it is for.
+    pub fn handler(&self) -> Handler {
+        match self {
+            Self::Component { .. } => Handler::Wasm,
+            Self::Image { .. } => Handler::Oci,
+        }
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Component { path, .. } | Self::Image { path } => path,
+        }
+    }
+}
+
+/// What runs an artifact, by the name that a RuntimeClass and a `containerID` have for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Handler {
+    /// Components, in the agent's own process.
+    Wasm,
+    /// OCI images, as processes that outlive the agent.
+    Oci,
+}
+
+impl Handler {
+    /// Its name: `wasm`, `oci`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wasm => "wasm",
+            Self::Oci => "oci",
+        }
+    }
 }
 
 /// A directory or file of the node that the container sees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// The directory on the node. A component can be given directories only.
+    /// The directory or file on the node. A component can be given directories only.
     pub host: PathBuf,
     /// The absolute path inside the container.
     pub guest: String,
@@ -103,6 +139,31 @@ pub struct Limits {
     pub cpu_millis: Option<u32>,
 }
 
+/// What only a process has. A component knows none of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Where it starts; the image's directory if absent.
+    pub working_dir: Option<String>,
+    /// The name that the machine has inside.
+    pub hostname: String,
+    /// As whom it runs; the image's user if absent.
+    pub user: Option<u32>,
+    /// With which group.
+    pub group: Option<u32>,
+    /// With which groups beside that one.
+    pub groups: Vec<u32>,
+    /// Its capabilities, such as `NET_BIND_SERVICE`. It has no others.
+    pub capabilities: Vec<String>,
+    /// Whether a program that it starts may give it more privileges than it has, as setuid does.
+    pub may_gain_privileges: bool,
+    /// Whether it must not run as root; it is refused then if it would.
+    pub not_root: bool,
+    /// Whether it can't write to its root.
+    pub read_only_root: bool,
+    /// Whether it uses the node's network. Otherwise it has a loopback interface of its own and nothing else.
+    pub host_network: bool,
+}
+
 /// Everything a runtime needs to start one attempt of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -110,7 +171,10 @@ pub struct ContainerSpec {
     pub id: ContainerId,
     /// What to run.
     pub artifact: Artifact,
-    /// The arguments after the program's name.
+    /// The program and its first arguments. Empty leaves what the image says; a component has one program, so of these
+    /// only what follows its name counts.
+    pub command: Vec<String>,
+    /// The arguments after those. Empty with an empty command leaves what the image says.
     pub args: Vec<String>,
     /// The environment, in order; a later value of a name wins.
     pub env: Vec<(String, String)>,
@@ -118,11 +182,31 @@ pub struct ContainerSpec {
     pub mounts: Vec<Mount>,
     /// What it may use.
     pub limits: Limits,
+    /// What only a process has.
+    pub process: Process,
     /// Where the runtime serves for a container that exports a request handler instead of opening sockets (`wasi:http`).
     /// Others ignore it.
     pub serve: Vec<SocketAddr>,
     /// The file that stdout and stderr go to, in the CRI line format. Its directory exists.
     pub log: PathBuf,
+}
+
+impl ContainerSpec {
+    /// A container that is told nothing and may use what the runtime gives by default.
+    pub fn new(id: ContainerId, artifact: Artifact, log: impl Into<PathBuf>) -> Self {
+        Self {
+            id,
+            artifact,
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            mounts: Vec::new(),
+            limits: Limits::default(),
+            process: Process::default(),
+            serve: Vec::new(),
+            log: log.into(),
+        }
+    }
 }
 
 /// How a container ended. Each start has exactly one of these.
@@ -241,18 +325,4 @@ pub struct Stats {
     pub cpu_ns: u64,
     /// Requests served by the runtime on its behalf.
     pub requests: u64,
-}
-
-/// What became of a container that an earlier agent started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Adoption {
-    /// It still runs and is this runtime's again.
-    Running {
-        /// When it started.
-        started: SystemTime,
-    },
-    /// It ended meanwhile, and how is known.
-    Exited(Exit),
-    /// It cannot be found; treat it as ended with [`Exit::Lost`].
-    Lost,
 }

@@ -13,7 +13,8 @@ pub mod runtime;
 pub mod wasm;
 
 pub use container::{
-    Adoption, Artifact, ContainerId, ContainerSpec, Event, Exit, InvalidId, Limits, Mount, State, Stats,
+    Artifact, ContainerId, ContainerSpec, Event, Exit, Handler, InvalidId, Limits, Mount, Process, State,
+    Stats,
 };
 pub use logs::{LogError, LogFile, LogLimits, LogLine, LogOptions, LogStream, LogWriter, Stream};
 pub use runtime::{ExecRequest, ExecSession, Runtime, RuntimeError};

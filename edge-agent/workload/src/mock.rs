@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::{broadcast, watch};
 
-use crate::container::{Adoption, Artifact, ContainerId, ContainerSpec, Event, Exit, State, Stats};
+use crate::container::{Artifact, ContainerId, ContainerSpec, Event, Exit, Handler, State, Stats};
 use crate::logs::{LogOptions, LogStream, time_text};
 use crate::runtime::{EVENT_QUEUE_MAX, ExecRequest, ExecSession, Runtime, RuntimeError};
 
@@ -46,8 +46,6 @@ pub struct Script {
     pub exit_at_stop: Option<Exit>,
     /// What its log says.
     pub output: Vec<String>,
-    /// What became of it when an agent asks after a restart; without this it is lost.
-    pub adoption: Option<Adoption>,
 }
 
 struct Container {
@@ -68,6 +66,10 @@ impl Container {
 #[derive(Default)]
 struct Inner {
     containers: BTreeMap<ContainerId, Container>,
+    /// What an earlier agent left and this one has not taken back.
+    left: BTreeMap<ContainerId, Container>,
+    /// What it answers when it is asked what it offers.
+    unavailable: BTreeMap<Handler, String>,
     /// By the text of the artifact's path.
     scripts: BTreeMap<String, Script>,
     calls: Vec<Call>,
@@ -108,16 +110,43 @@ impl MockRuntime {
         self.lock().scripts.insert(artifact_path.into(), script);
     }
 
-    /// Ends a running container.
+    /// Makes this node unable to run what is for a handler.
+    pub fn lack(&self, handler: Handler, why: impl Into<String>) {
+        self.lock().unavailable.insert(handler, why.into());
+    }
+
+    /// The runtime of an agent that starts after this one was killed: everything is left for it to take back.
+    pub fn successor(&self) -> Self {
+        let next = Self {
+            inner: Arc::default(),
+            events: broadcast::channel(EVENT_QUEUE_MAX).0,
+            clock: self.clock.clone(),
+            heard: self.heard.clone(),
+        };
+        let inner = self.lock();
+        let left = inner.containers.iter().chain(&inner.left);
+        next.lock().left =
+            left.map(|(id, one)| (id.clone(), Container::new(one.spec.clone(), one.state()))).collect();
+        next.lock().scripts.clone_from(&inner.scripts);
+        drop(inner);
+        next
+    }
+
+    /// Ends a running container, also one that was not taken back yet: nobody hears of it then.
     pub fn exit(&self, id: &ContainerId, exit: Exit) -> Result<(), RuntimeError> {
         let mut inner = self.lock();
-        let container = inner.containers.get_mut(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
+        let seen = inner.containers.contains_key(id);
+        let Inner { containers, left, .. } = &mut *inner;
+        let container = containers.get_mut(id).or_else(|| left.get_mut(id));
+        let container = container.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
         let State::Running { started } = container.state() else {
             return Err(RuntimeError::WrongState { id: id.clone(), state: container.state().name() });
         };
         container.state.send_replace(State::Exited { started, finished: (self.clock)(), exit: exit.clone() });
         drop(inner);
-        self.tell(Event::Exited { id: id.clone(), exit });
+        if seen {
+            self.tell(Event::Exited { id: id.clone(), exit });
+        }
         Ok(())
     }
 
@@ -198,14 +227,25 @@ fn log_text(lines: &[String], now: SystemTime, options: &LogOptions) -> String {
 }
 
 fn artifact_path(artifact: &Artifact) -> String {
-    match artifact {
-        Artifact::Component { path, .. } | Artifact::Bundle { path } => path.display().to_string(),
-    }
+    artifact.path().display().to_string()
 }
 
 impl Runtime for MockRuntime {
-    fn name(&self) -> &'static str {
-        "mock"
+    fn offers(&self, handler: Handler) -> Result<(), RuntimeError> {
+        match self.lock().unavailable.get(&handler) {
+            Some(why) => Err(RuntimeError::Unavailable(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn adopt(&self) -> BoxFuture<'_, Result<(), RuntimeError>> {
+        async {
+            let mut inner = self.lock();
+            let left = std::mem::take(&mut inner.left);
+            inner.containers.extend(left);
+            Ok(())
+        }
+        .boxed()
     }
 
     fn prepare<'a>(&'a self, artifact: &'a Artifact) -> BoxFuture<'a, Result<(), RuntimeError>> {
@@ -220,16 +260,15 @@ impl Runtime for MockRuntime {
         .boxed()
     }
 
-    fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<String, RuntimeError>> {
+    fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<(), RuntimeError>> {
         async move {
             let mut inner = self.lock();
             self.note(&mut inner, Call::Create(spec.id.clone()));
             if inner.containers.contains_key(&spec.id) {
                 return Err(RuntimeError::Exists(spec.id));
             }
-            let handle = format!("mock:{}", spec.id);
             inner.containers.insert(spec.id.clone(), Container::new(spec, State::Created));
-            Ok(handle)
+            Ok(())
         }
         .boxed()
     }
@@ -300,18 +339,5 @@ impl Runtime for MockRuntime {
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
-    }
-
-    fn adopt<'a>(&'a self, spec: ContainerSpec, _: &'a str) -> BoxFuture<'a, Result<Adoption, RuntimeError>> {
-        async move {
-            let mut inner = self.lock();
-            let script = inner.scripts.get(&artifact_path(&spec.artifact)).cloned().unwrap_or_default();
-            let adoption = script.adoption.unwrap_or(Adoption::Lost);
-            if let Adoption::Running { started } = adoption {
-                inner.containers.insert(spec.id.clone(), Container::new(spec, State::Running { started }));
-            }
-            Ok(adoption)
-        }
-        .boxed()
     }
 }

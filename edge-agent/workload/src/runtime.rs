@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, oneshot};
 
-use crate::container::{Adoption, Artifact, ContainerId, ContainerSpec, Event, Exit, State, Stats};
+use crate::container::{Artifact, ContainerId, ContainerSpec, Event, Exit, Handler, State, Stats};
 use crate::logs::{LogError, LogOptions, LogStream};
 
 /// How many events a slow listener may lag behind before it must list instead.
@@ -22,19 +22,25 @@ pub const EVENT_QUEUE_MAX: usize = 1024;
 /// - `stop` and `remove` may be called again with the same result; `stop` returns when the container has ended and its
 ///   last log line is in the log file.
 /// - Everything the container wrote before its exit is readable after it, until the caller deletes the log file.
+/// - Where containers outlive the agent, a later runtime over the same state takes them back by [`adopt`](Self::adopt), each
+///   as it is: what was created is started at most once, an exit that nobody saw is known with its code, logs go on.
 /// - No call blocks the caller's thread on the container's work. Dropping a returned future cancels the wait, and never
 ///   leaves a container half created.
 pub trait Runtime: Send + Sync + 'static {
-    /// A short name: `wasm`, `oci`.
-    fn name(&self) -> &'static str;
+    /// Whether this node can run what is for the handler at all; asked before anything is fetched. The error names what has
+    /// to be done to the node.
+    fn offers(&self, handler: Handler) -> Result<(), RuntimeError>;
+
+    /// Takes back what containers an earlier agent left, those that run and those that ended: from then on they are listed
+    /// and behave as if this runtime had made them. What is not listed then is lost. Called once, before all else.
+    fn adopt(&self) -> BoxFuture<'_, Result<(), RuntimeError>>;
 
     /// Checks that the artifact can run here, and warms what can be shared between its containers. An error says what the
     /// artifact lacks before anything is started.
     fn prepare<'a>(&'a self, artifact: &'a Artifact) -> BoxFuture<'a, Result<(), RuntimeError>>;
 
-    /// Sets up a container without running it. The answer is a handle to be stored and given to [`adopt`](Self::adopt)
-    /// after a restart of the agent.
-    fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<String, RuntimeError>>;
+    /// Sets up a container without running it.
+    fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<(), RuntimeError>>;
 
     /// Starts a created container. When this returns, what it serves is being listened to.
     fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), RuntimeError>>;
@@ -66,13 +72,6 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The changes from now on. A listener that lags more than [`EVENT_QUEUE_MAX`] events behind is told so and lists.
     fn events(&self) -> broadcast::Receiver<Event>;
-
-    /// Takes back a container that an earlier agent created with this specification, if it can be found.
-    fn adopt<'a>(
-        &'a self,
-        spec: ContainerSpec,
-        handle: &'a str,
-    ) -> BoxFuture<'a, Result<Adoption, RuntimeError>>;
 }
 
 /// What to run inside a container.
@@ -126,6 +125,9 @@ pub enum RuntimeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// This node can't run such containers as it is. The text names what has to be done to it.
+    #[error("{0}")]
+    Unavailable(String),
     /// The component imports what this host does not offer.
     #[error("the component imports {0}, which this node does not offer")]
     MissingImport(String),
@@ -167,7 +169,10 @@ pub enum RuntimeError {
 impl RuntimeError {
     /// Whether trying the same again could succeed.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Listen { .. } | Self::Log(_) | Self::Io { .. } | Self::Internal(_))
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Listen { .. } | Self::Log(_) | Self::Io { .. } | Self::Internal(_)
+        )
     }
 }
 

@@ -20,7 +20,7 @@ use lichen_runtime::{
 };
 use tokio::sync::{broadcast, watch};
 
-use crate::container::{Adoption, Artifact, ContainerId, ContainerSpec, Event, Exit, State, Stats};
+use crate::container::{Artifact, ContainerId, ContainerSpec, Event, Exit, Handler, State, Stats};
 use crate::logs::{LogFile, LogLimits, LogOptions, LogStream, LogWriter, Stream};
 use crate::runtime::{EVENT_QUEUE_MAX, ExecRequest, ExecSession, Runtime, RuntimeError};
 
@@ -106,8 +106,8 @@ impl Inner {
             Artifact::Component { path, digest } => {
                 self.host.load(digest, path).map_err(|error| from_host(error, &path.display().to_string()))
             }
-            Artifact::Bundle { .. } => {
-                Err(RuntimeError::Unsupported { runtime: NAME, what: "run an OCI bundle" })
+            Artifact::Image { .. } => {
+                Err(RuntimeError::Unsupported { runtime: NAME, what: "be started from an OCI image" })
             }
         }
     }
@@ -207,8 +207,15 @@ impl Inner {
 }
 
 impl Runtime for WasmRuntime {
-    fn name(&self) -> &'static str {
-        NAME
+    fn offers(&self, handler: Handler) -> Result<(), RuntimeError> {
+        match handler {
+            Handler::Wasm => Ok(()),
+            Handler::Oci => Err(RuntimeError::Unavailable("this node runs components only".to_owned())),
+        }
+    }
+
+    fn adopt(&self) -> BoxFuture<'_, Result<(), RuntimeError>> {
+        async { Ok(()) }.boxed()
     }
 
     fn prepare<'a>(&'a self, artifact: &'a Artifact) -> BoxFuture<'a, Result<(), RuntimeError>> {
@@ -216,12 +223,8 @@ impl Runtime for WasmRuntime {
         self.off_thread(move |inner| inner.load(&artifact).map(drop))
     }
 
-    fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<String, RuntimeError>> {
-        self.off_thread(move |inner| {
-            inner.create(spec)?;
-            // Nothing of a component is left to be found after a restart, so the handle has nothing to say.
-            Ok(NAME.to_owned())
-        })
+    fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<(), RuntimeError>> {
+        self.off_thread(move |inner| inner.create(spec))
     }
 
     fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), RuntimeError>> {
@@ -303,10 +306,6 @@ impl Runtime for WasmRuntime {
     fn events(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()
     }
-
-    fn adopt<'a>(&'a self, _: ContainerSpec, _: &'a str) -> BoxFuture<'a, Result<Adoption, RuntimeError>> {
-        async move { Ok(Adoption::Lost) }.boxed()
-    }
 }
 
 impl WasmRuntime {
@@ -359,7 +358,10 @@ impl LineSink for LogSink {
 
 fn guest_spec(spec: &ContainerSpec) -> GuestSpec {
     GuestSpec {
-        args: std::iter::once(PROGRAM.to_owned()).chain(spec.args.iter().cloned()).collect(),
+        args: std::iter::once(PROGRAM)
+            .chain(spec.command.iter().skip(1).chain(&spec.args).map(String::as_str))
+            .map(str::to_owned)
+            .collect(),
         env: spec.env.clone(),
         mounts: spec
             .mounts

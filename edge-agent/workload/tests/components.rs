@@ -203,8 +203,8 @@ async fn what_cannot_run_is_refused_before_the_start() {
     let node = Node::new();
     let no_port = node.runtime.create(node.spec(id("port"), "hello", &[])).await;
     assert!(matches!(no_port, Err(RuntimeError::InvalidSpec(_))));
-    let bundle = Artifact::Bundle { path: "/bundle".into() };
-    assert!(matches!(node.runtime.prepare(&bundle).await, Err(RuntimeError::Unsupported { .. })));
+    let image = Artifact::Image { path: "/image".into() };
+    assert!(matches!(node.runtime.prepare(&image).await, Err(RuntimeError::Unsupported { .. })));
     let absent = Artifact::Component { path: "/absent.cwasm".into(), digest: "sha256:absent".to_owned() };
     assert!(matches!(node.runtime.prepare(&absent).await, Err(RuntimeError::BadArtifact { .. })));
     let mut no_log = node.spec(id("log"), "probe", &[]);

@@ -4,6 +4,8 @@ mod support;
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use lichen_workload::conformance::{self, Subject};
 use lichen_workload::mock::{MockRuntime, Script};
 use lichen_workload::{Artifact, ContainerId, ContainerSpec, Exit, Runtime, RuntimeError};
@@ -14,22 +16,25 @@ struct Mock(MockRuntime);
 impl Mock {
     fn spec(&self, id: ContainerId, behaviour: &str, script: Script) -> ContainerSpec {
         self.0.script(behaviour, script);
-        ContainerSpec {
-            id,
-            artifact: Artifact::Bundle { path: behaviour.into() },
-            args: vec![],
-            env: vec![],
-            mounts: vec![],
-            limits: Default::default(),
-            serve: vec![],
-            log: "/nowhere".into(),
-        }
+        ContainerSpec::new(id, Artifact::Image { path: behaviour.into() }, "/nowhere")
     }
 }
 
 impl Subject for Mock {
     fn runtime(&self) -> Arc<dyn Runtime> {
         Arc::new(self.0.clone())
+    }
+
+    fn successor(&self) -> Arc<dyn Runtime> {
+        Arc::new(self.0.successor())
+    }
+
+    fn outlives(&self) -> bool {
+        true
+    }
+
+    fn end_unseen<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, ()> {
+        async { self.0.exit(id, Exit::Code(0)).expect("it runs") }.boxed()
     }
 
     fn prints_and_exits(&self, id: ContainerId, code: i32) -> ContainerSpec {
@@ -52,6 +57,18 @@ impl Subject for Mock {
 impl Subject for Node {
     fn runtime(&self) -> Arc<dyn Runtime> {
         Arc::new(self.runtime.clone())
+    }
+
+    fn successor(&self) -> Arc<dyn Runtime> {
+        Arc::new(Node::new().runtime)
+    }
+
+    fn outlives(&self) -> bool {
+        false
+    }
+
+    fn end_unseen<'a>(&'a self, _: &'a ContainerId) -> BoxFuture<'a, ()> {
+        unreachable!("components end with their agent")
     }
 
     fn prints_and_exits(&self, id: ContainerId, code: i32) -> ContainerSpec {

@@ -30,14 +30,8 @@ impl Node {
     pub(crate) fn spec(&self, id: ContainerId, guest: &str, args: &[&str]) -> ContainerSpec {
         let log = self.dir.path().join(format!("{id}.log"));
         ContainerSpec {
-            id,
-            artifact: self.artifact(guest),
             args: args.iter().map(|text| (*text).to_owned()).collect(),
-            env: vec![],
-            mounts: vec![],
-            limits: Default::default(),
-            serve: vec![],
-            log,
+            ..ContainerSpec::new(id, self.artifact(guest), log)
         }
     }
 
