@@ -155,6 +155,7 @@ impl Server {
         let api = lichen_apiserver::Config {
             registry: registry.clone(),
             streams: Some(Arc::new(gateway.links())),
+            presence: Some(Arc::new(gateway.links())),
             tls: tls(&[b"h2", b"http/1.1"])?,
             listen: config.api_addr,
             mounts: vec![(ARTIFACTS_PREFIX.to_owned(), Arc::new(ArtifactMount(artifacts)))],

@@ -34,7 +34,8 @@ pub(crate) fn watch_one(call: Call, name: &str) -> Result<Response<Body>, Status
 async fn list(call: Call) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let asked = options::list(&call.query, false)?;
-    let list = call.app.registry.list(call.resource, call.namespace(), &asked.list).await?;
+    let mut list = call.app.registry.list(call.resource, call.namespace(), &asked.list).await?;
+    list.items = list.items.into_iter().map(|record| call.app.shown(call.resource, record)).collect();
     lists::list(call.resource, list, format, call.app.registry.now())
 }
 

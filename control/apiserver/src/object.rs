@@ -68,13 +68,14 @@ async fn get(call: Call, name: &str) -> Result<Response<Body>, Status> {
             registry.get_local(call.resource, call.namespace(), name)?
         }
     };
+    let record = call.app.shown(call.resource, record);
     lists::one(200, call.resource, &record, format, registry.now())
 }
 
 fn written(call: &Call, written: &Written) -> Result<Response<Body>, Status> {
     let code = if written.created { 201 } else { 200 };
-    let mut response =
-        lists::one(code, call.resource, &written.record, call.format()?, call.app.registry.now())?;
+    let record = call.app.shown(call.resource, written.record.clone());
+    let mut response = lists::one(code, call.resource, &record, call.format()?, call.app.registry.now())?;
     respond::warn(&mut response, &written.warnings);
     Ok(response)
 }

@@ -8,7 +8,8 @@ use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderMap, USER_AGENT};
 use hyper::{Method, Request, Response};
 use lichen_api::{RESOURCES, Resource, Status, by_plural};
-use lichen_registry::{Identity, NodeStreams, Registry};
+use lichen_registry::{Identity, NodePresence, NodeStreams, Registry};
+use lichen_store::Record;
 use tokio::sync::{Semaphore, watch};
 
 use crate::negotiate::{self, Encoding, Format};
@@ -42,6 +43,7 @@ where
 pub(crate) struct App {
     pub(crate) registry: Registry,
     pub(crate) streams: Option<Arc<dyn NodeStreams>>,
+    pub(crate) presence: Option<Arc<dyn NodePresence>>,
     pub(crate) mounts: Vec<(String, Arc<dyn Mount>)>,
     pub(crate) documents: crate::documents::Documents,
     pub(crate) in_flight: Arc<Semaphore>,
@@ -52,6 +54,14 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn permits() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(IN_FLIGHT_MAX))
+    }
+
+    /// A record as clients see it: with what is known of nodes and not written.
+    pub(crate) fn shown(&self, resource: &Resource, record: Record) -> Record {
+        match &self.presence {
+            Some(presence) => self.registry.present(resource, record, &**presence),
+            None => record,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use lichen_registry::{NodeStreams, Registry};
+use lichen_registry::{NodePresence, NodeStreams, Registry};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -44,6 +44,8 @@ pub struct Config {
     pub registry: Registry,
     /// The way to the nodes, for logs; without one they are unavailable.
     pub streams: Option<Arc<dyn NodeStreams>>,
+    /// Which nodes are there; without it, heartbeats are shown as they are stored.
+    pub presence: Option<Arc<dyn NodePresence>>,
     /// TLS, with client certificates verified but not demanded (`lichen_pki::server_config`), and the protocols
     /// `h2` and `http/1.1` offered.
     pub tls: Arc<rustls::ServerConfig>,
@@ -97,6 +99,7 @@ pub async fn build(config: Config) -> Result<Bound, BuildError> {
     let app = App {
         registry: config.registry,
         streams: config.streams,
+        presence: config.presence,
         mounts: config.mounts,
         documents: Documents::default(),
         in_flight: App::permits(),

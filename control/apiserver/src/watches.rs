@@ -1,5 +1,6 @@
 //! Watches: a stream of JSON lines that ends by its timeout, by the client, or when the server drains.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use crate::lists::parsed;
 use crate::negotiate::{Encoding, Format, REPLY_TYPES, Shape};
 use crate::options;
 use crate::respond::{self, Body, BodyError};
-use crate::router::Call;
+use crate::router::{App, Call};
 
 /// How long a watch lasts that names no timeout; clients then begin another.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(45 * 60);
@@ -51,10 +52,7 @@ pub(crate) fn answer(call: Call, name: Option<String>) -> Result<Response<Body>,
         bookmarks: asked.bookmarks,
         mark_initial_end: asked.mark_initial_end,
         columns_sent: false,
-        now: Box::new({
-            let registry = registry.clone();
-            move || registry.now()
-        }),
+        app: call.app.clone(),
     };
     let watch = match registry.watch(call.resource, call.namespace(), &options) {
         Ok(watch) => watch,
@@ -144,7 +142,7 @@ struct Writer {
     bookmarks: bool,
     mark_initial_end: bool,
     columns_sent: bool,
-    now: Box<dyn Fn() -> jiff::Timestamp + Send>,
+    app: Arc<App>,
 }
 
 impl Writer {
@@ -163,6 +161,7 @@ impl Writer {
     }
 
     fn object(&mut self, out: &mut Vec<u8>, kind: &str, record: &Record) -> Result<(), Status> {
+        let record = &self.app.shown(self.resource, record.clone());
         match self.format.shape {
             Shape::Object => {
                 begin(out, kind);
@@ -187,7 +186,14 @@ impl Writer {
     fn rows(&mut self, object: &Value, metadata: Value) -> Value {
         let with_columns = !std::mem::replace(&mut self.columns_sent, true);
         let objects = std::slice::from_ref(object);
-        table::to_table(self.resource, objects, metadata, self.format.include, with_columns, (self.now)())
+        table::to_table(
+            self.resource,
+            objects,
+            metadata,
+            self.format.include,
+            with_columns,
+            self.app.registry.now(),
+        )
     }
 
     fn bookmark(&mut self, out: &mut Vec<u8>, revision: Revision, initial_end: bool) {

@@ -22,6 +22,7 @@ mod happened;
 mod hub;
 mod item;
 mod join;
+mod lease;
 mod logs;
 mod node;
 mod ownership;
@@ -36,10 +37,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use lichen_api::{Status, kinds};
 use lichen_artifacts::Artifacts;
 use lichen_pki::Authority;
-use lichen_registry::{ListOptions, LogRequest, LogStream, NodeStreams, Registry, name_of};
+use lichen_registry::{ListOptions, LogRequest, LogStream, NodePresence, NodeStreams, Registry, name_of};
 use lichen_wire::session::{Limits, Timing};
 use rand::RngExt;
 use tokio::sync::{mpsc, oneshot};
@@ -152,10 +154,10 @@ impl Gateway {
         let start = Instant::now();
         let presence = Arc::new(Presence::default());
         for node in registry.list(&kinds::node::RESOURCE, None, &ListOptions::default()).await?.items {
-            presence.set(name_of(&node), false, start);
+            presence.expect(name_of(&node), conditions::last_heard(&node), start);
         }
         let shared = Arc::new(Shared {
-            reporter: Reporter::new(registry.clone(), presence.clone()),
+            reporter: Reporter::new(registry.clone(), presence.clone(), silence_grace),
             publisher: bus.publisher(),
             registry: registry.clone(),
             artifacts,
@@ -180,12 +182,12 @@ impl Gateway {
             joined,
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(presence.run(registry, silence_grace));
+        tasks.spawn(presence.clone().run(registry, silence_grace, epoch));
         tasks.spawn(joiner.run(joins_in));
         let fed = shared.clone();
         tasks.spawn(feed::run(fed, watch));
         tasks.spawn(hub::run(shared, nodes.clone(), bus, joins, joined_in));
-        Ok(Gateway { links: NodeLinks { nodes }, tasks })
+        Ok(Gateway { links: NodeLinks { nodes, presence }, tasks })
     }
 
     /// The way to the nodes, for the API server.
@@ -204,6 +206,13 @@ impl Gateway {
 #[derive(Clone)]
 pub struct NodeLinks {
     nodes: Arc<Nodes>,
+    presence: Arc<Presence>,
+}
+
+impl NodePresence for NodeLinks {
+    fn last_heard(&self, node: &str) -> Option<Timestamp> {
+        self.presence.last_heard(node)
+    }
 }
 
 impl NodeStreams for NodeLinks {

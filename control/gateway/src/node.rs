@@ -208,6 +208,10 @@ impl NodeTask {
         if let Err(error) = result {
             tracing::debug!(node = self.node, %error, "a frame was refused");
         }
+        // A frame that anyone could have sent again proves nothing.
+        if self.session.heard_ms() == Some(now) {
+            self.shared.presence.heard(&self.node, Instant::now(), self.shared.registry.now());
+        }
     }
 
     /// Says goodbye to the node.

@@ -79,6 +79,12 @@ pub(crate) async fn take_over(registry: &Registry) -> Result<u64, OwnershipError
     }
 }
 
+/// Whether no other gateway has taken over since, as far as this member has seen.
+pub(crate) fn is_current(registry: &Registry, epoch: u64) -> bool {
+    let last = registry.store().get(&Key::new(EPOCH));
+    last.and_then(|record| read_number(record.body(), EPOCH).ok()) == Some(epoch)
+}
+
 /// The incarnation of the store, made on its first use. `fresh` is random.
 pub(crate) async fn incarnation(registry: &Registry, fresh: u64) -> Result<u64, OwnershipError> {
     let key = Key::new(INCARNATION);

@@ -13,6 +13,7 @@ use lichen_wire::report;
 use serde_json::{Value, json};
 
 use crate::conditions::{Link, merge_node, merge_pod, set_link};
+use crate::lease;
 use crate::presence::Presence;
 
 /// Times that a write is tried again when the object changed meanwhile.
@@ -49,11 +50,13 @@ enum Refused {
 pub(crate) struct Reporter {
     registry: Registry,
     presence: Arc<Presence>,
+    /// How long a node's Lease holds.
+    lease: Duration,
 }
 
 impl Reporter {
-    pub(crate) fn new(registry: Registry, presence: Arc<Presence>) -> Reporter {
-        Reporter { registry, presence }
+    pub(crate) fn new(registry: Registry, presence: Arc<Presence>, lease: Duration) -> Reporter {
+        Reporter { registry, presence, lease }
     }
 
     /// Writes a report, however long that takes. Whatever comes back, the report is settled.
@@ -139,24 +142,32 @@ impl Reporter {
             })
             .await?;
         }
+        let _verdict = self.presence.verdict(node).await;
         // A report that had to wait may outlive the session that brought it.
         let up = self.presence.is_up(node);
         let now = self.registry.now();
+        let mut uid = String::new();
         self.change(&identity, resource, None, node, Some("status"), |object| {
-            let mut status = merge_node(&object["status"], &reported["status"]);
+            object["status"] = merge_node(&object["status"], &reported["status"]);
             if up {
-                set_link(&mut status, Link::Up, now);
+                set_link(object, Link::Up, None, now);
             }
-            object["status"] = status;
+            uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
             Ok(())
         })
-        .await
+        .await?;
+        if up {
+            self.presence.written(node, Link::Up);
+        }
+        Ok(lease::ensure(&self.registry, &identity, node, &uid, self.lease).await?)
     }
 
     async fn pod(&self, node: &str, report: &Report) -> Result<(), Refused> {
         let reported = decode(&report.body)?;
         let (namespace, name) = split(&report.key)?;
         let resource = &kinds::pod::RESOURCE;
+        // Pods of a node that is not ready are made not ready: one that is back says so before its pods do.
+        self.presence.confirm(&self.registry, node).await?;
         let written = self
             .change(&identity(node), resource, Some(namespace), name, Some("status"), |object| {
                 own_pod(object, node, &report.uid)?;

@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 const POD: &lichen_api::Resource = &kinds::pod::RESOURCE;
 const NODE: &lichen_api::Resource = &kinds::node::RESOURCE;
+const LEASE: &lichen_api::Resource = &kinds::lease::RESOURCE;
+const NODE_LEASES: Option<&str> = Some(lichen_registry::NODE_LEASE_NAMESPACE);
 const EVENT: &lichen_api::Resource = &kinds::event::RESOURCE;
 const DEFAULT: Option<&str> = Some("default");
 
@@ -233,17 +235,114 @@ async fn a_silent_node_becomes_unknown_and_comes_back() {
     // The will again, and the node is really gone.
     world.bus.send("lichen/v1/n/edge-1/presence", b"down");
     let node = world.wait(NODE, None, "edge-1", |node| ready(node) == "Unknown").await;
-    assert!(
-        node["status"]["conditions"].as_array().unwrap().iter().all(|c| c["reason"] == "NodeStatusUnknown")
-    );
-    agent.until(|seen| matches!(seen, Seen::Connected(_))).await;
+    for condition in node["status"]["conditions"].as_array().unwrap() {
+        let reason = match condition["type"].as_str() {
+            Some("Ready" | "MemoryPressure") => "NodeStatusUnknown",
+            _ => "NodeStatusNeverUpdated",
+        };
+        assert_eq!(condition["reason"], reason, "{condition}");
+    }
+    // It has something to say before it would have made itself heard, and hears that it is not known.
     agent.report("Node", "edge-1", "", &node_object("edge-1"));
+    agent.until(|seen| matches!(seen, Seen::Connected(_))).await;
     let node = agent
         .during(world.wait(NODE, None, "edge-1", |node| {
-            ready(node) == "True" && !node["status"]["conditions"].to_string().contains("Unknown")
+            ready(node) == "True" && !node["status"]["conditions"].to_string().contains("NodeStatusUnknown")
         }))
         .await;
     assert_eq!(ready(&node), "True");
+}
+
+#[tokio::test]
+async fn a_connected_node_is_shown_as_heard_without_a_write_and_a_lost_one_as_it_was_last() {
+    let mut world = World::new().await;
+    let mut agent = world.node("edge-1").await;
+    agent.report("Node", "edge-1", "", &node_object("edge-1"));
+    agent.during(world.wait(LEASE, NODE_LEASES, "edge-1", |lease| lease.is_object())).await;
+    let node = world.get(NODE, None, "edge-1").await.unwrap();
+    let lease = world.get(LEASE, NODE_LEASES, "edge-1").await.unwrap();
+    assert_eq!(
+        lease["metadata"]["ownerReferences"][0]["uid"], node["metadata"]["uid"],
+        "it goes with the Node"
+    );
+    assert_eq!(lease["spec"]["holderIdentity"], "edge-1");
+
+    // Each time that the node makes itself heard, the shown times go on, and nothing is written.
+    let before = world.registry.revision();
+    for _ in 0..3 {
+        let (shown, beat) = (world.renewed().await, world.heartbeat().await);
+        agent.during(tokio::time::sleep(Duration::from_millis(1100))).await;
+        world.bus.send("lichen/v1/n/edge-1/presence", b"down");
+        agent
+            .during(world.until(async || world.renewed().await > shown && world.heartbeat().await > beat))
+            .await;
+    }
+    assert_eq!(world.registry.revision(), before, "presence is memory");
+    assert_eq!(world.get(LEASE, NODE_LEASES, "edge-1").await.unwrap(), lease);
+
+    // What a bus sends again is no sign of life.
+    let shown = world.renewed().await;
+    for frame in &agent.sent {
+        world.bus.send("lichen/v1/n/edge-1/up", frame);
+    }
+    world.bus.send("lichen/v1/n/edge-1/presence", b"down");
+    let node = world.wait(NODE, None, "edge-1", |node| ready(node) == "Unknown").await;
+    assert_eq!(world.renewed().await, shown, "a lost node's lease is as old as the node's last word");
+    let ready = node["status"]["conditions"].as_array().unwrap().iter().find(|one| one["type"] == "Ready");
+    assert_eq!(world.heartbeat().await, ready.unwrap()["lastHeartbeatTime"], "and so is what is written");
+
+    // Another gateway knows it from there.
+    world.restart_gateway().await;
+    assert_eq!(world.heartbeat().await, ready.unwrap()["lastHeartbeatTime"]);
+    assert_eq!(world.renewed().await[..19], shown[..19]);
+}
+
+#[tokio::test]
+async fn a_lease_that_was_deleted_comes_back_and_one_of_an_earlier_node_is_taken_over() {
+    let world = World::new().await;
+    let mut agent = world.node("edge-1").await;
+    let owned = |uid: String| move |lease: &Value| lease["metadata"]["ownerReferences"][0]["uid"] == uid;
+    agent.report("Node", "edge-1", "", &node_object("edge-1"));
+    let node = agent.during(world.wait(NODE, None, "edge-1", |node| ready(node) == "True")).await;
+    agent.during(world.wait(LEASE, NODE_LEASES, "edge-1", owned(uid(&node)))).await;
+
+    let options = DeleteOptions::default();
+    world.registry.delete(&world.admin, LEASE, NODE_LEASES, "edge-1", &options).await.unwrap();
+    agent.report("Node", "edge-1", "", &node_object("edge-1"));
+    agent.during(world.wait(LEASE, NODE_LEASES, "edge-1", owned(uid(&node)))).await;
+
+    world.registry.delete(&world.admin, NODE, None, "edge-1", &options).await.unwrap();
+    agent.report("Node", "edge-1", "", &node_object("edge-1"));
+    let again = agent.during(world.wait(NODE, None, "edge-1", |node| ready(node) == "True")).await;
+    assert_ne!(uid(&again), uid(&node));
+    agent.during(world.wait(LEASE, NODE_LEASES, "edge-1", owned(uid(&again)))).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_back_is_ready_before_its_pods_are() {
+    let world = World::new().await;
+    let mut agent = world.node("edge-1").await;
+    agent.report("Node", "edge-1", "", &node_object("edge-1"));
+    agent.during(world.wait(NODE, None, "edge-1", |node| ready(node) == "True")).await;
+    let pod = world.pod("own", "edge-1").await;
+    world.bus.send("lichen/v1/n/edge-1/presence", b"down");
+    world.wait(NODE, None, "edge-1", |node| ready(node) == "Unknown").await;
+
+    let start = world.registry.revision();
+    let running =
+        json!({ "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }] } });
+    agent.report("Pod", "default/own", &uid(&pod), &running);
+    agent.during(world.wait(POD, DEFAULT, "own", |pod| ready(pod) == "True")).await;
+    let mut watch = world.registry.store().watch("/core/", start).unwrap();
+    let mut kinds = Vec::new();
+    while let Some(event) = watch.try_next().unwrap() {
+        if let lichen_store::Event::Change(change) = event {
+            let object = change.new.as_ref().unwrap().value().unwrap();
+            assert_eq!(ready(&object), "True");
+            kinds.push(object["kind"].as_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(kinds, ["Node", "Pod"]);
 }
 
 #[tokio::test]

@@ -3,12 +3,12 @@
 use lichen_api::{Resource, Status, kinds};
 use serde_json::{Value, json};
 
-use crate::{Identity, Patch, Registry, WriteOptions};
+use crate::{Identity, NODE_LEASE_NAMESPACE, Patch, Registry, WriteOptions};
 
 /// Who makes what exists from the start.
 const BOOTSTRAPPER: &str = "system:apiserver";
 /// Namespaces that exist from the start.
-const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", NODE_LEASE_NAMESPACE];
 
 impl Registry {
     /// Makes what is missing of the namespaces and the `kubernetes` Service, which leads to the API server's port.

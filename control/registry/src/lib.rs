@@ -25,6 +25,7 @@ mod metadata;
 mod modify;
 mod options;
 mod pods;
+mod presence;
 mod registry;
 mod scale;
 mod streams;
@@ -37,6 +38,7 @@ pub use options::{
     RevisionMatch, WatchOptions, WatchStart, WriteOptions, Written,
 };
 pub use pods::Binding;
+pub use presence::{NODE_LEASE_NAMESPACE, NodePresence};
 pub use registry::{Registry, Sources, key_of, name_of, namespace_of};
 pub use streams::{LogRequest, LogStream, NodeStreams};
 pub use watch::{Watch, WatchEvent};

@@ -176,6 +176,18 @@ impl Draft {
         self.span(self.body)
     }
 
+    /// The same object with its body edited in place. What lies beside the body stays: an edit keeps the JSON's shape and
+    /// touches no label, field or uid.
+    #[must_use]
+    pub fn with_body(&self, edit: impl FnOnce(&mut [u8])) -> Self {
+        let mut bytes = self.bytes.to_vec();
+        let len = self.body().len();
+        let end = bytes.len();
+        // The body is the last thing in the bytes.
+        edit(&mut bytes[end - len..]);
+        Self { bytes: bytes.into(), ..*self }
+    }
+
     /// The JSON array of `managedFields`; empty if there is none.
     #[must_use]
     pub fn managed_fields(&self) -> &[u8] {
@@ -277,6 +289,12 @@ impl Record {
     #[must_use]
     pub fn with_revision(&self, revision: Revision) -> Self {
         Self { revision, ..self.clone() }
+    }
+
+    /// The same object with its body edited in place: see [`Draft::with_body`].
+    #[must_use]
+    pub fn with_body(&self, edit: impl FnOnce(&mut [u8])) -> Self {
+        Self { draft: self.draft.with_body(edit), ..*self }
     }
 
     /// The object's JSON with `resourceVersion` and `managedFields`.

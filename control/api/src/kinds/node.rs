@@ -9,6 +9,10 @@ use crate::resource::{FieldSelector, Resource};
 use crate::strategy::{Hooks, Typed, copy, set};
 use crate::{table, validation};
 
+/// The conditions of a Node that its agent answers for: their heartbeat is the node's, and without the node nobody knows
+/// what they are. Others belong to whoever set them.
+pub const AGENT_CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+
 /// The table entry of Node.
 pub static RESOURCE: Resource = Resource {
     group: "",

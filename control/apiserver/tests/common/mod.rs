@@ -55,6 +55,7 @@ impl Server {
         let bound = build(Config {
             registry: registry.clone(),
             streams,
+            presence: None,
             tls: Arc::new(tls),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             mounts: vec![("/v2/".to_owned(), Arc::new(mounted))],

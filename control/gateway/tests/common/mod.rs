@@ -12,7 +12,7 @@ use lichen_artifacts::{Artifacts, CompileCommand};
 use lichen_gateway::bus::{Arrival, Bus, BusError, Message, Publish};
 use lichen_gateway::{Config, Gateway, create_token};
 use lichen_pki::Authority;
-use lichen_registry::{AllocationRanges, Identity, Registry, Sources, WriteOptions};
+use lichen_registry::{AllocationRanges, Identity, NODE_LEASE_NAMESPACE, Registry, Sources, WriteOptions};
 use lichen_store::Store;
 use lichen_wire::FRAME_BYTES_MAX;
 use lichen_wire::body::SyncPoint;
@@ -192,6 +192,37 @@ impl World {
         name: &str,
     ) -> Option<Value> {
         self.registry.get(resource, namespace, name).await.ok().map(|record| record.value().unwrap())
+    }
+
+    /// An object as the API server shows it, with what the gateway knows of nodes.
+    async fn shown(&self, resource: &'static lichen_api::Resource, namespace: Option<&str>) -> Value {
+        let record = self.registry.get(resource, namespace, "edge-1").await.unwrap();
+        let links = self.gateway.as_ref().unwrap().links();
+        self.registry.present(resource, record, &links).value().unwrap()
+    }
+
+    /// When edge-1 renewed its Lease, as it is shown.
+    pub(crate) async fn renewed(&self) -> String {
+        let lease = self.shown(&kinds::lease::RESOURCE, Some(NODE_LEASE_NAMESPACE)).await;
+        lease["spec"]["renewTime"].as_str().unwrap().to_owned()
+    }
+
+    /// The heartbeat of edge-1's Ready condition, as it is shown.
+    pub(crate) async fn heartbeat(&self) -> String {
+        let node = self.shown(&kinds::node::RESOURCE, None).await;
+        let conditions = node["status"]["conditions"].as_array().unwrap();
+        let ready = conditions.iter().find(|condition| condition["type"] == "Ready").unwrap();
+        ready["lastHeartbeatTime"].as_str().unwrap().to_owned()
+    }
+
+    /// Asks until it holds: for what no watch tells.
+    pub(crate) async fn until(&self, holds: impl AsyncFn() -> bool) {
+        let ask = async {
+            while !holds().await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ask).await.expect("it never held");
     }
 
     /// Waits until an object looks as wanted.

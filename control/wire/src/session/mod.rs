@@ -160,6 +160,11 @@ impl<S: Storage> Session<S> {
         self.live.is_some()
     }
 
+    /// When the other side last proved that it is there; none while no session stands.
+    pub fn heard_ms(&self) -> Option<u64> {
+        self.live.as_ref().map(|live| live.heard_ms)
+    }
+
     /// Agent: how far the desired state has arrived.
     pub fn synced(&self) -> Option<SyncPoint> {
         match &self.config {
