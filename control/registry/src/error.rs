@@ -12,10 +12,11 @@ pub(crate) fn from_commit(error: &CommitError) -> Status {
             "RequestEntityTooLarge",
             format!("the write is too large: {bytes} bytes in {ops} operations"),
         ),
-        CommitError::NotLeader { .. }
-        | CommitError::Unknown
-        | CommitError::Unavailable(_)
-        | CommitError::Closed(_) => Status::service_unavailable(error.to_string()),
+        CommitError::NotLeader { .. } | CommitError::Unavailable(_) | CommitError::Closed(_) => {
+            Status::service_unavailable(error.to_string())
+        }
+        // Kubernetes' word for a request that may have happened.
+        CommitError::Unknown | CommitError::Stalled(_) => Status::new(504, "Timeout", error.to_string()),
         CommitError::Conflict { .. } | CommitError::Repeated { .. } => Status::internal(error),
     }
 }

@@ -1,24 +1,24 @@
 //! The files of a store: who may open them, how many syncs they cost, what can go wrong with them.
 //!
 //! A directory holds `lock` (held by the process that has it open), `log.redb` (raft's log and vote) and `state.redb`
-//! (records and history). Both databases carry the version of their format. All calls here block: they belong on the
-//! threads that own the files, never on an async one.
+//! (records and history). Both databases carry the version of their format. A new one is made under another name, so
+//! that a file is either whole or not there. All calls here block: they belong on the threads that own the files, never
+//! on an async one.
 
-use std::fmt::Display;
+use std::fmt::{self, Debug, Display};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use redb::backends::FileBackend;
 use redb::{
-    BackendError, Database, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend,
-    TableDefinition, WriteTransaction,
+    Database, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend as _, TableDefinition,
+    WriteTransaction,
 };
 
 use crate::codec::{self, DecodeError};
+use crate::health::advice;
+use crate::storage::{self, Counters, Counting, Source};
 
 /// The version of both databases as a whole: which tables there are and what they mean.
 const FORMAT: u32 = 1;
@@ -40,7 +40,28 @@ pub(crate) enum DiskError {
     #[error("{name}: format {found}, while this build reads {FORMAT}")]
     Version { name: String, found: u32 },
     #[error("{name}: {detail}")]
-    Io { name: String, detail: String },
+    Io { name: String, kind: io::ErrorKind, detail: String },
+    #[error("{name}: it is closed")]
+    Closed { name: String },
+}
+
+impl DiskError {
+    pub(crate) fn io(name: &str, error: &io::Error) -> Self {
+        Self::Io { name: name.into(), kind: error.kind(), detail: error.to_string() }
+    }
+
+    /// Whether the same may succeed later, without anybody touching the file.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Io { .. })
+    }
+
+    /// What a user can do about it.
+    pub(crate) fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Io { kind, .. } => Some(advice(*kind)),
+            Self::InUse { .. } | Self::Corrupt { .. } | Self::Version { .. } | Self::Closed { .. } => None,
+        }
+    }
 }
 
 impl From<DiskError> for io::Error {
@@ -48,7 +69,8 @@ impl From<DiskError> for io::Error {
         let kind = match &error {
             DiskError::Corrupt { .. } | DiskError::Version { .. } => io::ErrorKind::InvalidData,
             DiskError::InUse { .. } => io::ErrorKind::ResourceBusy,
-            DiskError::Io { .. } => io::ErrorKind::Other,
+            DiskError::Io { kind, .. } => *kind,
+            DiskError::Closed { .. } => io::ErrorKind::Other,
         };
         Self::new(kind, error)
     }
@@ -63,7 +85,7 @@ pub(crate) struct DirLock {
 impl DirLock {
     /// Makes the directory, readable by nobody else, if it does not exist, and takes its lock.
     pub(crate) fn acquire(dir: &Path) -> Result<Self, DiskError> {
-        let failed = |error: io::Error| DiskError::Io { name: "lock".into(), detail: error.to_string() };
+        let failed = |error: io::Error| DiskError::io("lock", &error);
         if !dir.exists() {
             fs::create_dir_all(dir).map_err(failed)?;
             #[cfg(unix)]
@@ -86,54 +108,51 @@ impl DirLock {
 pub(crate) type Init<'a> = &'a dyn Fn(&WriteTransaction) -> Result<(), redb::Error>;
 
 /// A database file.
-#[derive(Debug)]
 pub(crate) struct Disk {
     name: &'static str,
-    /// `None` once it is closed.
-    database: RwLock<Option<Database>>,
-    syncs: Arc<AtomicU64>,
+    source: Source,
+    held: RwLock<Held>,
+    counters: Arc<Counters>,
+}
+
+#[derive(Debug)]
+struct Held {
+    state: State,
+    /// Counts how often it was opened.
+    generation: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Database),
+    /// It could not be opened again.
+    Failed,
+    /// It shall not be.
+    Closed,
+}
+
+impl Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Disk {
     /// Opens a database and checks it from end to end, or makes one with what `init` puts into it.
     pub(crate) fn open(dir: &Path, name: &'static str, init: Init<'_>) -> Result<Self, DiskError> {
         let path = dir.join(name);
-        let failed = |error: io::Error| DiskError::Io { name: name.into(), detail: error.to_string() };
-        let new = !path.exists();
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt as _;
-            options.mode(0o600);
+        if !path.exists() {
+            create(dir, &path, name, init)?;
         }
-        let file = options.open(&path).map_err(failed)?;
-        if new {
-            // The file's name has to survive a power cut as much as what is in it.
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
-        }
-        let backend = FileBackend::new(file).map_err(|error| convert(name, error))?;
-        Self::on(backend, name, init)
+        Self::on(storage::file(path), name, init)
     }
 
     /// The same on any storage.
-    pub(crate) fn on(
-        storage: impl StorageBackend,
-        name: &'static str,
-        init: Init<'_>,
-    ) -> Result<Self, DiskError> {
-        let failed = |error: io::Error| DiskError::Io { name: name.into(), detail: error.to_string() };
-        let syncs = Arc::new(AtomicU64::new(0));
-        let new = storage.len().map_err(failed)? == 0;
-        let database = redb::Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(!new)
-            .create_with_backend(Counting { storage, syncs: syncs.clone() })
-            .map_err(|error| match error {
-                redb::DatabaseError::DatabaseAlreadyOpen => DiskError::InUse { path: name.into() },
-                error => convert(name, error),
-            })?;
-        let disk = Self { name, database: RwLock::new(Some(database)), syncs };
+    pub(crate) fn on(source: Source, name: &'static str, init: Init<'_>) -> Result<Self, DiskError> {
+        let counters = Arc::new(Counters::default());
+        let database = start(&source, name, &counters)?;
+        let held = RwLock::new(Held { state: State::Open(database), generation: 0 });
+        let disk = Self { name, source, held, counters };
         let format = match disk.read(|view| read_meta(view, FORMAT_KEY))? {
             Some(format) => format.try_into().map(u32::from_le_bytes).unwrap_or_default(),
             None => {
@@ -150,9 +169,30 @@ impl Disk {
         Err(DiskError::Version { name: name.into(), found: format })
     }
 
-    /// How many times the file was synced.
-    pub(crate) fn syncs(&self) -> u64 {
-        self.syncs.load(Ordering::Relaxed)
+    /// Opens the file anew and checks it from end to end: after an error nothing else may be done with it. Does nothing
+    /// if it has been opened since `generation`.
+    pub(crate) fn reopen(&self, generation: u64) -> Result<(), DiskError> {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        if held.generation != generation {
+            return Ok(());
+        }
+        if matches!(held.state, State::Closed) {
+            return Err(self.closed());
+        }
+        // First, so that the old one lets go of the file. It leaves the file as it is, since it has failed.
+        held.state = State::Failed;
+        held.state = State::Open(start(&self.source, self.name, &self.counters)?);
+        held.generation += 1;
+        Ok(())
+    }
+
+    /// How often the file was opened anew.
+    pub(crate) fn generation(&self) -> u64 {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).generation
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     pub(crate) fn corrupt(&self, what: &str, error: impl Display) -> DiskError {
@@ -160,7 +200,15 @@ impl Disk {
     }
 
     fn closed(&self) -> DiskError {
-        DiskError::Io { name: self.name.into(), detail: "it is closed".into() }
+        DiskError::Closed { name: self.name.into() }
+    }
+
+    fn with<T>(&self, run: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, DiskError> {
+        match &self.held.read().unwrap_or_else(PoisonError::into_inner).state {
+            State::Open(database) => run(database).map_err(|error| convert(self.name, error)),
+            State::Failed => Err(convert(self.name, redb::Error::PreviousIo)),
+            State::Closed => Err(self.closed()),
+        }
     }
 
     /// Runs a transaction and commits it.
@@ -169,23 +217,18 @@ impl Disk {
         durability: Durability,
         run: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, DiskError> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database = database.as_ref().ok_or_else(|| self.closed())?;
-        let attempt = || {
+        self.with(|database| {
             let mut transaction = database.begin_write()?;
             transaction.set_durability(durability)?;
             let out = run(&transaction)?;
             transaction.commit()?;
-            Ok::<T, redb::Error>(out)
-        };
-        attempt().map_err(|error| convert(self.name, error))
+            Ok(out)
+        })
     }
 
     /// A consistent view of what was committed.
     pub(crate) fn view(&self) -> Result<ReadTransaction, DiskError> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database = database.as_ref().ok_or_else(|| self.closed())?;
-        database.begin_read().map_err(|error| convert(self.name, error))
+        self.with(|database| Ok(database.begin_read()?))
     }
 
     /// Reads from a consistent view.
@@ -210,8 +253,41 @@ impl Disk {
 
     /// Closes the file; whatever comes later fails.
     pub(crate) fn close(&self) {
-        drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
+        self.held.write().unwrap_or_else(PoisonError::into_inner).state = State::Closed;
     }
+}
+
+/// Makes a database, under a name of its own until it is whole.
+fn create(dir: &Path, path: &Path, name: &'static str, init: Init<'_>) -> Result<(), DiskError> {
+    let fresh = path.with_extension("new");
+    let make = || {
+        let failed = |error: io::Error| DiskError::io(name, &error);
+        drop(storage::create(&fresh).map_err(failed)?);
+        Disk::on(storage::file(fresh.clone()), name, init)?.close();
+        fs::rename(&fresh, path).map_err(failed)?;
+        // The file's name has to survive a power cut as much as what is in it.
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+    };
+    let made = make();
+    if made.is_err() {
+        // It would take up room where there is none.
+        let _ = fs::remove_file(&fresh);
+    }
+    made
+}
+
+fn start(source: &Source, name: &'static str, counters: &Arc<Counters>) -> Result<Database, DiskError> {
+    let failed = |error: io::Error| DiskError::io(name, &error);
+    let storage = Counting::open(source, counters.clone()).map_err(failed)?;
+    let new = storage.len().map_err(failed)? == 0;
+    redb::Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .set_check_integrity_on_open(!new)
+        .create_with_backend(storage)
+        .map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => DiskError::InUse { path: name.into() },
+            error => convert(name, error),
+        })
 }
 
 /// Why something can't be read.
@@ -259,64 +335,7 @@ fn convert(name: &str, error: impl Into<redb::Error>) -> DiskError {
         redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
             DiskError::Corrupt { name, detail: error.to_string() }
         }
-        error => DiskError::Io { name, detail: error.to_string() },
-    }
-}
-
-/// A storage that counts its syncs.
-#[derive(Debug)]
-struct Counting<S> {
-    storage: S,
-    syncs: Arc<AtomicU64>,
-}
-
-impl<S: StorageBackend> StorageBackend for Counting<S> {
-    fn len(&self) -> io::Result<u64> {
-        self.storage.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.storage.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.storage.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.storage.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.storage.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.storage.close()
-    }
-
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.storage.try_lock_range(start, end)
-    }
-
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.storage.try_lock_shared_range(start, end)
-    }
-
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.storage.lock_range(start, end)
-    }
-
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.storage.lock_shared_range(start, end)
-    }
-
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.storage.unlock_range(start, end)
-    }
-
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.storage.query_lock_range(start, end)
+        redb::Error::Io(error) => DiskError::io(&name, &error),
+        error => DiskError::io(&name, &io::Error::other(error)),
     }
 }

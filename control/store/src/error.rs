@@ -38,6 +38,12 @@ pub enum OpenError {
         /// What the system says.
         detail: String,
     },
+    /// Its disk can be read, but not written.
+    #[error("{detail}")]
+    Disk {
+        /// The directory, what the system says, and what can be done.
+        detail: String,
+    },
     /// The replication does not start.
     #[error("{} can't be started: {detail}", dir.display())]
     Start {
@@ -51,12 +57,13 @@ pub enum OpenError {
 impl OpenError {
     pub(crate) fn disk(dir: &Path, error: DiskError) -> Self {
         let dir = dir.to_owned();
-        let detail = error.to_string();
+        let advice = error.advice().map(|advice| format!(": {advice}")).unwrap_or_default();
+        let detail = format!("{error}{advice}");
         match error {
             DiskError::InUse { .. } => Self::InUse { dir },
             DiskError::Corrupt { .. } => Self::Corrupt { dir, detail },
             DiskError::Version { .. } => Self::Version { dir, detail },
-            DiskError::Io { .. } => Self::Io { dir, detail },
+            DiskError::Io { .. } | DiskError::Closed { .. } => Self::Io { dir, detail },
         }
     }
 }
@@ -119,10 +126,14 @@ pub enum CommitError {
     /// Leadership was lost while the transaction was under way: it may have happened or not.
     #[error("leadership was lost meanwhile: the outcome is unknown")]
     Unknown,
-    /// The store can't take it now. Nothing happened.
+    /// The disk failed while the transaction was under way: it may have happened or not, or may yet happen when the disk
+    /// works again.
+    #[error("the outcome is unknown: {0}")]
+    Stalled(String),
+    /// The store can't take it now, for instance because its disk is full. Nothing happened.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// The store is shut down, or its disk failed. It may have happened or not.
+    /// The store is shut down, or its files are damaged. It may have happened or not.
     #[error("the store is closed: {0}")]
     Closed(String),
 }
@@ -135,7 +146,9 @@ impl CommitError {
             Self::Conflict { .. } | Self::Fenced { .. } | Self::Repeated { .. } | Self::TooLarge { .. } => {
                 ErrorKind::Rejected
             }
-            Self::NotLeader { .. } | Self::Unknown | Self::Unavailable(_) => ErrorKind::Retryable,
+            Self::NotLeader { .. } | Self::Unknown | Self::Stalled(_) | Self::Unavailable(_) => {
+                ErrorKind::Retryable
+            }
             Self::Closed(_) => ErrorKind::Fatal,
         }
     }

@@ -126,6 +126,7 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 pub(crate) struct StateFile {
     disk: Disk,
+    member: u64,
 }
 
 impl StateFile {
@@ -136,8 +137,8 @@ impl StateFile {
 
     /// The same on any storage. Blocks.
     #[cfg(test)]
-    pub(crate) fn on_storage(storage: impl redb::StorageBackend, member: u64) -> Result<Self, DiskError> {
-        Self::on(member, |init| Disk::on(storage, NAME, init))
+    pub(crate) fn on_storage(source: crate::storage::Source, member: u64) -> Result<Self, DiskError> {
+        Self::on(member, |init| Disk::on(source, NAME, init))
     }
 
     fn on(member: u64, open: impl FnOnce(Init<'_>) -> Result<Disk, DiskError>) -> Result<Self, DiskError> {
@@ -146,11 +147,31 @@ impl StateFile {
             transaction.open_table(HISTORY)?;
             write_meta(transaction, MEMBER, &member.to_le_bytes())
         })?;
-        let owner = disk.read(|view| read_meta(view, MEMBER))?.unwrap_or_default();
-        if owner == member.to_le_bytes() {
-            return Ok(Self { disk });
+        let file = Self { disk, member };
+        file.verify_owner()?;
+        Ok(file)
+    }
+
+    fn verify_owner(&self) -> Result<(), DiskError> {
+        let owner = self.disk.read(|view| read_meta(view, MEMBER))?.unwrap_or_default();
+        if owner == self.member.to_le_bytes() {
+            return Ok(());
         }
-        Err(disk.corrupt(MEMBER, "the log beside it is another member's"))
+        Err(self.disk.corrupt(MEMBER, "the log beside it is another member's"))
+    }
+
+    /// Whether a file that was opened anew still has what was saved last. Blocks.
+    pub(crate) fn verify(&self, saved: Option<&LogId>) -> Result<(), DiskError> {
+        self.verify_owner()?;
+        let found = self.disk.read(|view| {
+            each_record(view, |_, _| Ok(()))?;
+            each_change(view, |_| Ok(()))?;
+            position(view)
+        })?;
+        if found.applied.as_ref() < saved {
+            return Err(self.disk.corrupt("the state", "it is older than the one that was saved"));
+        }
+        Ok(())
     }
 
     pub(crate) fn disk(&self) -> &Disk {

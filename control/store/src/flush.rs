@@ -2,9 +2,8 @@
 //!
 //! Applied changes gather here. A thread saves them together: some time after the first, or at once when there are many
 //! or somebody waits for it. Nothing changed, nothing is saved, and no disk is touched. When more gathers than may be
-//! held, applying waits.
+//! held, applying waits. A disk that fails is waited for: the log keeps what is missing.
 
-use std::collections::btree_map::Entry;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -14,27 +13,25 @@ use tokio::sync::watch;
 
 use crate::Change;
 use crate::disk::DiskError;
-use crate::file::{Batch, Position, StateFile};
+use crate::file::{Batch, Image, Position, StateFile};
+use crate::health::{Health, Part};
 use crate::types::LogId;
 
 /// How long a change may wait for company.
 const DELAY: Duration = Duration::from_millis(500);
-/// How long a save that failed waits before it is tried again.
-const RETRY: Duration = Duration::from_secs(1);
 /// Bytes that are saved at once, without waiting for more.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// Bytes beyond which applying waits.
-const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes beyond which applying waits. More than the backlog at which nothing is committed any more while the disk fails,
+/// together with what may be under way at that moment: a leader never waits for a disk that fails.
+const BACKLOG_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 /// How far the saving is.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
     /// The last log entry in the state at rest.
     pub(crate) applied: Option<LogId>,
-    /// Bytes that wait.
+    /// Bytes that wait or are being saved.
     backlog: usize,
-    /// Why the last attempt failed, if it did.
-    failed: Option<String>,
     /// The thread has ended.
     ended: bool,
 }
@@ -42,7 +39,10 @@ pub(crate) struct Progress {
 #[derive(Debug, Default)]
 struct Pending {
     batch: Batch,
+    /// Bytes of the batch.
     bytes: usize,
+    /// Bytes of the one that is being saved.
+    saving: usize,
     dirty: bool,
     urgent: bool,
     stop: bool,
@@ -55,11 +55,29 @@ struct Shared {
     pending: Mutex<Pending>,
     wake: Condvar,
     progress: watch::Sender<Progress>,
+    file: Arc<StateFile>,
+    health: Arc<Health>,
+    /// Held by whoever writes the file.
+    writing: Mutex<()>,
 }
 
 impl Shared {
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the file, however long that takes.
+    fn persist(&self, write: impl Fn(&StateFile) -> Result<(), DiskError>) -> Result<(), DiskError> {
+        self.health.persist(Some(Part::State), self.file.disk(), |again| {
+            if again {
+                self.file.verify(self.progress.borrow().applied.as_ref())?;
+            }
+            write(&self.file)
+        })
     }
 }
 
@@ -71,14 +89,25 @@ pub(crate) struct Flusher {
 
 impl Flusher {
     /// Starts the thread, with the state at rest at `position`.
-    pub(crate) fn start(file: Arc<StateFile>, position: Position) -> io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(
+        file: Arc<StateFile>,
+        health: Arc<Health>,
+        position: Position,
+    ) -> io::Result<(Self, JoinHandle<()>)> {
         let applied = position.applied;
         let pending = Pending { batch: Batch { position, ..Batch::default() }, ..Pending::default() };
         let progress = watch::Sender::new(Progress { applied, ..Progress::default() });
-        let shared = Arc::new(Shared { pending: Mutex::new(pending), wake: Condvar::new(), progress });
+        let shared = Arc::new(Shared {
+            pending: Mutex::new(pending),
+            wake: Condvar::new(),
+            progress,
+            file,
+            health,
+            writing: Mutex::default(),
+        });
         let flusher = Self { shared: shared.clone() };
         let thread = std::thread::Builder::new().name("store-state".into()).spawn(move || {
-            run(&shared, &file);
+            run(&shared);
             shared.progress.send_modify(|progress| progress.ended = true);
         })?;
         Ok((flusher, thread))
@@ -101,12 +130,17 @@ impl Flusher {
         if (first && pending.dirty) || pending.bytes >= BATCH_BYTES {
             self.shared.wake.notify_all();
         }
-        let backlog = pending.bytes;
+        let backlog = pending.bytes + pending.saving;
         drop(pending);
         self.shared.progress.send_if_modified(|progress| {
             progress.backlog = backlog;
             false
         });
+    }
+
+    /// Bytes that are not at rest yet.
+    pub(crate) fn backlog(&self) -> usize {
+        self.shared.progress.borrow().backlog
     }
 
     /// Waits until no more is gathered than may be.
@@ -116,40 +150,30 @@ impl Flusher {
         let _ = progress.wait_for(|progress| progress.backlog <= BACKLOG_BYTES_MAX || progress.ended).await;
     }
 
-    /// Saves everything that was pushed, and waits for it.
+    /// Saves everything that was pushed, and waits for it, as long as it takes.
     pub(crate) async fn flush(&self) -> io::Result<()> {
         let mut progress = self.shared.progress.subscribe();
         let wanted = {
             let mut pending = self.shared.pending();
             pending.urgent = true;
-            self.shared.progress.send_modify(|progress| progress.failed = None);
             self.shared.wake.notify_all();
             pending.batch.position.applied
         };
-        let reached =
-            |progress: &Progress| progress.applied >= wanted || progress.failed.is_some() || progress.ended;
+        let reached = |progress: &Progress| progress.applied >= wanted || progress.ended;
         let progress = progress.wait_for(reached).await.map_err(io::Error::other)?;
-        match &progress.failed {
-            _ if progress.applied >= wanted => Ok(()),
-            Some(error) => Err(io::Error::other(error.clone())),
-            None => Err(io::Error::other("the store is shut down")),
-        }
+        if progress.applied >= wanted { Ok(()) } else { Err(io::Error::other("the store is shut down")) }
     }
 
-    /// Forgets what was pushed, since `position` has replaced it all, at rest too.
-    pub(crate) fn replace(
-        &self,
-        position: Position,
-        save: impl FnOnce() -> Result<(), DiskError>,
-    ) -> Result<(), DiskError> {
+    /// Replaces the whole state, at rest too, and forgets what was pushed. Blocks.
+    pub(crate) fn replace(&self, image: &Image) -> Result<(), DiskError> {
+        // What the thread took before is saved either before this or, since the epoch is another one, not at all.
+        let _writing = self.shared.writing();
+        self.shared.persist(|file| file.replace(image))?;
         let mut pending = self.shared.pending();
-        // Under the lock: what the thread took before is saved either before this or not at all.
-        save()?;
-        let applied = position.applied;
-        let epoch = pending.epoch + 1;
+        let applied = image.position.applied;
         *pending = Pending {
-            batch: Batch { position, ..Batch::default() },
-            epoch,
+            batch: Batch { position: image.position.clone(), ..Batch::default() },
+            epoch: pending.epoch + 1,
             stop: pending.stop,
             ..Pending::default()
         };
@@ -168,10 +192,11 @@ impl Flusher {
     }
 }
 
-fn run(shared: &Shared, file: &StateFile) {
+fn run(shared: &Shared) {
     loop {
         let mut pending = shared.pending();
-        pending = wait_while(shared, pending, |pending| !(pending.dirty || pending.urgent || pending.stop));
+        let idle = |pending: &mut Pending| !(pending.dirty || pending.urgent || pending.stop);
+        pending = shared.wake.wait_while(pending, idle).unwrap_or_else(PoisonError::into_inner);
         if pending.dirty {
             let early =
                 |pending: &mut Pending| !(pending.urgent || pending.stop || pending.bytes >= BATCH_BYTES);
@@ -184,56 +209,27 @@ fn run(shared: &Shared, file: &StateFile) {
         let position = pending.batch.position.clone();
         let fresh = Batch { position: position.clone(), ..Batch::default() };
         let batch = std::mem::replace(&mut pending.batch, fresh);
-        let bytes = std::mem::take(&mut pending.bytes);
+        pending.saving = std::mem::take(&mut pending.bytes);
         let epoch = pending.epoch;
-        let stopping = pending.stop;
         pending.dirty = false;
         pending.urgent = false;
         drop(pending);
-        match file.save(&batch) {
-            Ok(()) => {
-                let pending = shared.pending();
-                if pending.epoch == epoch {
-                    let backlog = pending.bytes;
-                    shared.progress.send_modify(|progress| {
-                        *progress = Progress { applied: position.applied, backlog, ..Progress::default() };
-                    });
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "the state can't be saved; the log keeps what is missing");
-                let mut pending = shared.pending();
-                if pending.epoch == epoch {
-                    put_back(&mut pending, batch, bytes);
-                }
-                shared.progress.send_modify(|progress| progress.failed = Some(error.to_string()));
-                if stopping {
-                    return;
-                }
-                let waited = shared.wake.wait_timeout_while(pending, RETRY, |pending| !pending.stop);
-                drop(waited);
-            }
-        }
-    }
-}
 
-fn wait_while<'a>(
-    shared: &'a Shared,
-    pending: MutexGuard<'a, Pending>,
-    condition: impl FnMut(&mut Pending) -> bool,
-) -> MutexGuard<'a, Pending> {
-    shared.wake.wait_while(pending, condition).unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Puts what could not be saved before what came since.
-fn put_back(pending: &mut Pending, batch: Batch, bytes: usize) {
-    for (key, record) in batch.records {
-        if let Entry::Vacant(place) = pending.batch.records.entry(key) {
-            place.insert(record);
+        let writing = shared.writing();
+        if shared.pending().epoch != epoch {
+            continue;
         }
+        if let Err(error) = shared.persist(|file| file.save(&batch)) {
+            tracing::error!(%error, "the state can't be saved any more; the log keeps what is missing");
+            return;
+        }
+        let mut pending = shared.pending();
+        pending.saving = 0;
+        let backlog = pending.bytes;
+        shared.progress.send_modify(|progress| {
+            *progress = Progress { applied: position.applied, backlog, ..Progress::default() };
+        });
+        drop(pending);
+        drop(writing);
     }
-    let since = std::mem::replace(&mut pending.batch.history, batch.history);
-    pending.batch.history.extend(since);
-    pending.bytes += bytes;
-    pending.dirty = true;
 }

@@ -5,7 +5,8 @@
 //!
 //! The way of a transaction: `store` bounds it and proposes it through `raft`; `log` makes it durable, many in one sync;
 //! `machine` has `apply` decide it and admits the outcome to `state`, which is all in memory; `hub` wakes the watches;
-//! `flush` brings the state to rest in `file`, off everyone's way; `snapshot` carries it to another member.
+//! `flush` brings the state to rest in `file`, off everyone's way; `snapshot` carries it to another member. Both files
+//! are a `disk` on a `storage`, and `health` waits for them when they fail.
 //!
 //! Invariants: `apply` is deterministic; an acknowledged transaction is durable; all the puts of one transaction carry
 //! one revision; nobody sees a revision before all changes up to it can be watched; no disk is touched on an async
@@ -19,6 +20,7 @@ mod disk;
 mod error;
 mod file;
 mod flush;
+mod health;
 mod history;
 mod hub;
 mod key;
@@ -29,6 +31,7 @@ mod raft;
 mod record;
 mod snapshot;
 mod state;
+mod storage;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -4,13 +4,16 @@
 //! the last sync ran goes into the next one together. Entries that are not yet durable, and recent ones, are in memory,
 //! for raft reads back what it has just appended. Purges and the committed position cost no sync of their own: losing
 //! them in a crash only means that they happen again.
+//!
+//! Raft gives up for good at the first error of a log, so it is told of none that may pass: what the disk refuses waits
+//! in the writer and keeps its place in the order.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -20,6 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::codec::Reader;
 use crate::disk::{Disk, DiskError, ReadError, read_meta, write_meta};
+use crate::health::{Health, Part};
 use crate::types::{Entry, LogId, Payload, Types, Vote, decode_entry, encode_entry, put_log_id, read_log_id};
 
 /// Bytes of entries kept in memory beyond those that are not yet durable.
@@ -79,13 +83,15 @@ enum Write {
     /// Removes everything from this index on.
     Truncate(u64, Ack),
     /// Removes everything up to this entry.
-    Purge(LogId, Ack),
+    Purge(LogId),
     Stop,
 }
 
 #[derive(Debug)]
 struct Shared {
     disk: Arc<Disk>,
+    health: Arc<Health>,
+    member: u64,
     tail: Mutex<Tail>,
     queue: mpsc::Sender<Write>,
 }
@@ -112,40 +118,39 @@ pub(crate) type Writer = JoinHandle<()>;
 
 impl LogStore {
     /// Opens the log and starts its writer. Blocks.
-    pub(crate) fn open(dir: &Path) -> Result<(Self, Writer), DiskError> {
-        Self::on(Disk::open(dir, NAME, &init)?)
+    pub(crate) fn open(dir: &Path, health: Arc<Health>) -> Result<(Self, Writer), DiskError> {
+        Self::on(Disk::open(dir, NAME, &init)?, health)
     }
 
     /// The same on any storage. Blocks.
     #[cfg(test)]
-    pub(crate) fn on_storage(storage: impl redb::StorageBackend) -> Result<(Self, Writer), DiskError> {
-        Self::on(Disk::on(storage, NAME, &init)?)
+    pub(crate) fn on_storage(
+        source: crate::storage::Source,
+        health: Arc<Health>,
+    ) -> Result<(Self, Writer), DiskError> {
+        Self::on(Disk::on(source, NAME, &init)?, health)
     }
 
-    fn on(disk: Disk) -> Result<(Self, Writer), DiskError> {
+    fn on(disk: Disk, health: Arc<Health>) -> Result<(Self, Writer), DiskError> {
         let disk = Arc::new(disk);
+        let member = read_member(&disk)?;
         let tail = disk.read(read_tail)?;
         let (queue, orders) = mpsc::channel();
-        let shared = Arc::new(Shared { disk, tail: Mutex::new(tail), queue });
-        let weak = Arc::downgrade(&shared);
-        let disk = shared.disk.clone();
-        let writer = std::thread::Builder::new().name("store-log".into()).spawn(move || {
-            write_loop(&disk, &orders, |update| {
-                if let Some(shared) = weak.upgrade() {
-                    update(&mut shared.tail());
-                }
-            });
-        });
-        let writer =
-            writer.map_err(|error| DiskError::Io { name: NAME.into(), detail: error.to_string() })?;
+        let shared = Arc::new(Shared { disk, health, member, tail: Mutex::new(tail), queue });
+        let scribe = Scribe {
+            disk: shared.disk.clone(),
+            health: shared.health.clone(),
+            member,
+            shared: Arc::downgrade(&shared),
+        };
+        let writer = std::thread::Builder::new().name("store-log".into()).spawn(move || scribe.run(&orders));
+        let writer = writer.map_err(|error| DiskError::io(NAME, &error))?;
         Ok((Self { shared }, writer))
     }
 
-    /// The member's id: minted when the log is made, never changed. Blocks.
-    pub(crate) fn member_id(&self) -> Result<u64, DiskError> {
-        let disk = &self.shared.disk;
-        let id = disk.read(|view| read_meta(view, MEMBER))?.unwrap_or_default();
-        Reader::new(&id).u64().map_err(|error| disk.corrupt(MEMBER, error))
+    /// The member's id: minted when the log is made, never changed.
+    pub(crate) fn member_id(&self) -> u64 {
+        self.shared.member
     }
 
     pub(crate) fn disk(&self) -> &Disk {
@@ -169,6 +174,11 @@ fn init(transaction: &redb::WriteTransaction) -> Result<(), redb::Error> {
     // A fresh identity: a member must never be taken for one that had another log.
     let (id, _) = uuid::Uuid::new_v4().as_u64_pair();
     write_meta(transaction, MEMBER, &id.to_le_bytes())
+}
+
+fn read_member(disk: &Disk) -> Result<u64, DiskError> {
+    let id = disk.read(|view| read_meta(view, MEMBER))?.unwrap_or_default();
+    Reader::new(&id).u64().map_err(|error| disk.corrupt(MEMBER, error))
 }
 
 fn read_tail(view: &redb::ReadTransaction) -> Result<Tail, ReadError> {
@@ -214,35 +224,54 @@ fn read_entry(index: u64, bytes: &[u8]) -> Result<Entry, ReadError> {
     Err(ReadError::Decode { what: what(), error: crate::DecodeError::Malformed("its index") })
 }
 
-fn write_loop(disk: &Disk, orders: &mpsc::Receiver<Write>, update: impl Fn(&mut dyn FnMut(&mut Tail))) {
-    let mut stopping = false;
-    while !stopping {
-        let Ok(first) = orders.recv() else { return };
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        let mut next = Some(first);
-        while let Some(order) = next {
-            match order {
-                Write::Stop => {
-                    stopping = true;
-                    break;
+/// What the writer thread works with.
+struct Scribe {
+    disk: Arc<Disk>,
+    health: Arc<Health>,
+    member: u64,
+    /// Not to be kept alive by the thread that ends with it.
+    shared: Weak<Shared>,
+}
+
+impl Scribe {
+    fn run(&self, orders: &mpsc::Receiver<Write>) {
+        let mut stopping = false;
+        while !stopping {
+            let Ok(first) = orders.recv() else { return };
+            let mut batch = Vec::new();
+            let mut bytes = 0;
+            let mut next = Some(first);
+            while let Some(order) = next {
+                match order {
+                    Write::Stop => {
+                        stopping = true;
+                        break;
+                    }
+                    Write::Append(_, size, _) => bytes += size,
+                    Write::Vote(..) | Write::Truncate(..) | Write::Purge(..) => {}
                 }
-                Write::Append(_, size, _) => bytes += size,
-                Write::Vote(..) | Write::Truncate(..) | Write::Purge(..) => {}
+                batch.push(order);
+                next = if bytes < BATCH_BYTES_MAX { orders.try_recv().ok() } else { None };
             }
-            batch.push(order);
-            next = if bytes < BATCH_BYTES_MAX { orders.try_recv().ok() } else { None };
+            if !batch.is_empty() {
+                self.write(batch);
+            }
         }
-        if batch.is_empty() {
-            continue;
-        }
-        let mut committed = None;
-        update(&mut |tail| committed = tail.committed);
-        let result = write_batch(disk, &batch, committed.as_ref());
+    }
+
+    /// Writes a batch and tells everybody who waits for it.
+    fn write(&self, batch: Vec<Write>) {
+        let committed = self.tail(|tail| tail.committed).flatten();
+        let result = self.health.persist(Some(Part::Log), &self.disk, |again| {
+            if again {
+                self.verify()?;
+            }
+            write_batch(&self.disk, &batch, committed.as_ref())
+        });
         if let Err(error) = &result {
-            tracing::error!(%error, "the log can't be written");
+            tracing::error!(%error, "the log can't be written any more");
         } else {
-            update(&mut |tail| {
+            self.tail(|tail| {
                 for order in &batch {
                     if let Write::Append(entries, ..) = order
                         && let Some(last) = entries.last()
@@ -261,12 +290,32 @@ fn write_loop(disk: &Disk, orders: &mpsc::Receiver<Write>, update: impl Fn(&mut 
             match order {
                 Write::Append(.., done) => done.io_completed(result),
                 // Whoever asked may be gone; the work is done all the same.
-                Write::Vote(_, ack) | Write::Truncate(_, ack) | Write::Purge(_, ack) => {
-                    drop(ack.send(result))
-                }
-                Write::Stop => {}
+                Write::Vote(_, ack) | Write::Truncate(_, ack) => drop(ack.send(result)),
+                Write::Purge(_) | Write::Stop => {}
             }
         }
+    }
+
+    /// `None` once nobody is left who could ask for anything.
+    fn tail<T>(&self, look: impl FnOnce(&mut Tail) -> T) -> Option<T> {
+        self.shared.upgrade().map(|shared| look(&mut shared.tail()))
+    }
+
+    /// Whether a file that was opened anew still has everything that it was known to have.
+    fn verify(&self) -> Result<(), DiskError> {
+        if read_member(&self.disk)? != self.member {
+            return Err(self.disk.corrupt(MEMBER, "the log was replaced by another member's"));
+        }
+        let found = self.disk.read(read_tail)?;
+        let Some((durable, vote)) = self.tail(|tail| (tail.durable, tail.vote)) else { return Ok(()) };
+        if found.durable < durable {
+            let lost = format!("it ends before entry {}, and entry {} was in it", found.durable, durable - 1);
+            return Err(self.disk.corrupt("the log", lost));
+        }
+        if found.vote < vote {
+            return Err(self.disk.corrupt(VOTE, "it is older than the one that was saved"));
+        }
+        Ok(())
     }
 }
 
@@ -292,7 +341,7 @@ fn write_batch(disk: &Disk, batch: &[Write], committed: Option<&LogId>) -> Resul
                     write_meta(transaction, VOTE, &serde_json::to_vec(vote).map_err(json)?)?;
                 }
                 Write::Truncate(from, _) => log.retain_in(*from.., |_, _| false)?,
-                Write::Purge(upto, _) => {
+                Write::Purge(upto) => {
                     log.retain_in(..=upto.index, |_, _| false)?;
                     write_meta(transaction, PURGED, &log_id(upto))?;
                 }
@@ -332,15 +381,17 @@ impl RaftLogReader<Types> for LogStore {
         if start >= end {
             return Ok(recent);
         }
-        let disk = self.shared.disk.clone();
+        let shared = self.shared.clone();
         let read = move || {
-            disk.read(|view| {
-                let mut entries = Vec::new();
-                for row in view.open_table(LOG)?.range(start..end)? {
-                    let (index, bytes) = row?;
-                    entries.push(read_entry(index.value(), bytes.value())?);
-                }
-                Ok(entries)
+            shared.health.persist(None, &shared.disk, |_| {
+                shared.disk.read(|view| {
+                    let mut entries = Vec::new();
+                    for row in view.open_table(LOG)?.range(start..end)? {
+                        let (index, bytes) = row?;
+                        entries.push(read_entry(index.value(), bytes.value())?);
+                    }
+                    Ok(entries)
+                })
             })
         };
         let mut entries = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
@@ -411,6 +462,7 @@ impl RaftLogStorage<Types> for LogStore {
                 tail.bytes -= size;
             }
             tail.last = tail.last.min(last);
+            tail.durable = tail.durable.min(from);
         }
         self.acked(|ack| Write::Truncate(from, ack)).await?;
         // Raft appends nothing before this returns, so nothing beyond `from` is on its way.
@@ -432,6 +484,7 @@ impl RaftLogStorage<Types> for LogStore {
                 tail.last = tail.purged;
             }
         }
-        self.acked(|ack| Write::Purge(upto, ack)).await
+        // Nobody has to wait for what may be lost.
+        self.shared.send(Write::Purge(upto))
     }
 }

@@ -13,6 +13,7 @@ use crate::Term;
 use crate::apply::apply;
 use crate::file::{Position, StateFile};
 use crate::flush::Flusher;
+use crate::health::Health;
 use crate::hub::Hub;
 use crate::snapshot::SnapshotData;
 use crate::state::State;
@@ -37,6 +38,7 @@ pub(crate) struct Machine {
     hub: Arc<Hub>,
     file: Arc<StateFile>,
     flusher: Flusher,
+    health: Arc<Health>,
     applied: Arc<Mutex<Applied>>,
     bounds: HistoryBounds,
 }
@@ -46,11 +48,12 @@ impl Machine {
         hub: Arc<Hub>,
         file: Arc<StateFile>,
         flusher: Flusher,
+        health: Arc<Health>,
         position: &Position,
         bounds: HistoryBounds,
     ) -> Self {
         let applied = Applied { log_id: position.applied, membership: position.membership.clone() };
-        Self { hub, file, flusher, applied: Arc::new(Mutex::new(applied)), bounds }
+        Self { hub, file, flusher, health, applied: Arc::new(Mutex::new(applied)), bounds }
     }
 
     pub(crate) fn file(&self) -> &StateFile {
@@ -111,10 +114,13 @@ impl Machine {
 
     /// The state at rest.
     async fn saved(&self) -> io::Result<Snapshot> {
-        let file = self.file.clone();
+        let (file, health) = (self.file.clone(), self.health.clone());
         let take = move || {
-            let view = file.disk().view()?;
-            let position = file.position(&view)?;
+            let (view, position) = health.persist(None, file.disk(), |_| {
+                let view = file.disk().view()?;
+                let position = file.position(&view)?;
+                Ok((view, position))
+            })?;
             let meta = SnapshotMeta { last_log_id: position.applied, last_membership: position.membership };
             Ok(Snapshot { meta, snapshot: SnapshotData::View { file, view } })
         };
@@ -150,6 +156,11 @@ impl RaftStateMachine<Types> for Machine {
         Ok(())
     }
 
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Self::SnapshotBuilder> {
+        // While the state can't be saved there is nothing that a snapshot could be, and the log must stay.
+        (force || self.health.faults().borrow().state.is_none()).then(|| self.clone())
+    }
+
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
         self.clone()
     }
@@ -159,13 +170,12 @@ impl RaftStateMachine<Types> for Machine {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        let (file, flusher, bounds, meta) =
-            (self.file.clone(), self.flusher.clone(), self.bounds, meta.clone());
+        let (flusher, bounds, meta) = (self.flusher.clone(), self.bounds, meta.clone());
         let install = move || -> io::Result<(State, Applied)> {
             let mut image = snapshot.into_image()?;
             image.position.applied = meta.last_log_id;
             image.position.membership = meta.last_membership;
-            flusher.replace(image.position.clone(), || file.replace(&image))?;
+            flusher.replace(&image)?;
             let Position { applied, membership, .. } = image.position.clone();
             Ok((State::restore(image, bounds), Applied { log_id: applied, membership }))
         };

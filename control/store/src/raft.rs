@@ -135,12 +135,19 @@ impl Replica {
     /// Brings the state to rest and drops the log before it.
     #[cfg(test)]
     pub(crate) async fn compact(&self) {
-        let wait = self.raft.wait(Some(Duration::from_secs(20)));
         let applied = self.raft.metrics().borrow_watched().last_applied;
-        self.raft.trigger().snapshot().await.unwrap();
-        wait.metrics(|metrics| metrics.snapshot >= applied, "the snapshot").await.unwrap();
+        let done = |metrics: &openraft::RaftMetrics<Types>| metrics.snapshot >= applied;
+        let purged = |metrics: &openraft::RaftMetrics<Types>| metrics.purged >= applied;
+        // While the state can't be saved a request for a snapshot is dropped.
+        loop {
+            self.raft.trigger().snapshot().await.unwrap();
+            let wait = self.raft.wait(Some(Duration::from_millis(200)));
+            if wait.metrics(done, "the snapshot").await.is_ok() {
+                break;
+            }
+        }
         self.raft.trigger().purge_log(applied.unwrap().index).await.unwrap();
-        wait.metrics(|metrics| metrics.purged >= applied, "the purge").await.unwrap();
+        self.raft.wait(Some(Duration::from_secs(20))).metrics(purged, "the purge").await.unwrap();
     }
 
     /// Stops everything that was started here.

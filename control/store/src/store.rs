@@ -10,12 +10,14 @@ use tokio::sync::{Semaphore, watch};
 use crate::disk::{DirLock, DiskError};
 use crate::file::StateFile;
 use crate::flush::Flusher;
+use crate::health::{Faults, Health};
 use crate::hub::Hub;
 use crate::log::LogStore;
 use crate::machine::Machine;
 use crate::ordered::{Alone, Applier, Order};
 use crate::raft::{NoPeers, Replica};
 use crate::state::State;
+use crate::storage::Counters;
 use crate::{
     CommitError, Committed, Compacted, HistoryBounds, Key, OpenError, Page, RangeError, RangeOptions, Record,
     Revision, TXN_BYTES_MAX, TXN_OPS_MAX, Term, Txn, View, Watch,
@@ -23,6 +25,8 @@ use crate::{
 
 /// KiB of transactions that may be under way at once; more wait.
 const PROPOSALS_KIB_MAX: usize = 64 * 1024;
+/// Bytes that may wait for a state file that can't be written before nothing more is committed.
+const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -71,6 +75,7 @@ struct Member {
     replica: Replica,
     log: LogStore,
     machine: Machine,
+    health: Arc<Health>,
     /// Bytes of transactions that may be under way, in KiB.
     proposals: Semaphore,
     running: Mutex<Option<Running>>,
@@ -80,8 +85,44 @@ impl Drop for Member {
     /// For a store that goes away without a shutdown: the log's writer ends with the last who appends to it, but the
     /// other thread has to be told.
     fn drop(&mut self) {
+        self.health.end();
         self.machine.flusher().stop();
     }
+}
+
+impl Member {
+    fn counters(&self) -> [&Counters; 2] {
+        [self.log.disk().counters(), self.machine.file().disk().counters()]
+    }
+
+    /// Proposes a transaction, unless it would have to wait for a disk that fails.
+    async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
+        let mut faults = self.health.faults();
+        {
+            let faults = faults.borrow_and_update();
+            let full = self.machine.flusher().backlog() > BACKLOG_BYTES_MAX;
+            if let Some(fault) = faults.log.as_ref().or(faults.state.as_ref().filter(|_| full)) {
+                return Err(CommitError::Unavailable(fault.clone()));
+            }
+        }
+        // TXN_BYTES_MAX in KiB fits.
+        let permits = u32::try_from(txn.size() / 1024 + 1).unwrap_or(u32::MAX);
+        let _permits = self.proposals.acquire_many(permits).await.map_err(|_| closed())?;
+        tokio::select! {
+            biased;
+            outcome = self.replica.propose(txn) => outcome,
+            fault = log_fault(&mut faults) => Err(CommitError::Stalled(fault)),
+        }
+    }
+}
+
+/// Waits until the log can't be written, and tells why.
+async fn log_fault(faults: &mut watch::Receiver<Faults>) -> String {
+    if let Ok(faults) = faults.wait_for(|faults| faults.log.is_some()).await {
+        return faults.log.clone().unwrap_or_default();
+    }
+    // Nobody is left who could find a fault.
+    std::future::pending().await
 }
 
 /// What ends with the store.
@@ -109,22 +150,31 @@ impl Store {
     ) -> Result<Self, OpenError> {
         let start = |detail: String| OpenError::Start { dir: dir.to_owned(), detail };
         let files = tokio::task::spawn_blocking(open).await.map_err(|error| start(error.to_string()))?;
-        let Files { lock, id, log, writer, hub, machine, flusher } =
+        let Files { lock, health, log, writer, hub, machine, flusher } =
             files.map_err(|error| OpenError::disk(dir, error))?;
         let leadership = watch::Sender::new(Leadership::default());
-        let replica = Replica::start(id, NoPeers, log.clone(), machine.clone(), leadership.clone()).await;
+        let id = log.member_id();
+        let mut faults = health.faults();
+        let replica = tokio::select! {
+            replica = Replica::start(id, NoPeers, log.clone(), machine.clone(), leadership.clone()) => {
+                replica.map_err(start)
+            }
+            detail = log_fault(&mut faults) => Err(OpenError::Disk { detail }),
+        };
         let running = Running { threads: [writer, flusher], _lock: lock };
         let replica = match replica {
             Ok(replica) => replica,
-            Err(detail) => {
+            Err(error) => {
+                health.end();
                 close(&log, &machine, running).await;
-                return Err(start(detail));
+                return Err(error);
             }
         };
         let member = Member {
             replica,
             log,
             machine,
+            health,
             proposals: Semaphore::new(PROPOSALS_KIB_MAX),
             running: Mutex::new(Some(running)),
         };
@@ -135,15 +185,17 @@ impl Store {
     #[cfg(test)]
     pub(crate) async fn open_on(
         dir: &Path,
-        log: impl redb::StorageBackend,
-        state: impl redb::StorageBackend,
+        log: crate::storage::Source,
+        state: crate::storage::Source,
     ) -> Result<Self, OpenError> {
         let lock_dir = dir.to_owned();
         let open = move || {
             let lock = DirLock::acquire(&lock_dir)?;
-            let (log, writer) = LogStore::on_storage(log)?;
-            let file = StateFile::on_storage(state, log.member_id()?)?;
-            Files::assemble(lock, log, writer, file, HistoryBounds::default())
+            let health = Arc::new(Health::new(lock_dir));
+            let (log, writer) = LogStore::on_storage(log, health.clone())?;
+            Files::assemble(lock, health, log, writer, HistoryBounds::default(), |id| {
+                StateFile::on_storage(state, id)
+            })
         };
         Self::open_files(dir, open).await
     }
@@ -198,10 +250,7 @@ impl Store {
                 if !self.inner.leadership.borrow().leader {
                     return Err(CommitError::NotLeader { leader: member.replica.leader() });
                 }
-                // TXN_BYTES_MAX in KiB fits.
-                let permits = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
-                let _permits = member.proposals.acquire_many(permits).await.map_err(|_| closed())?;
-                member.replica.propose(txn).await
+                member.commit(txn).await
             }
         }
     }
@@ -233,7 +282,42 @@ impl Store {
     pub fn syncs(&self) -> u64 {
         match &self.inner.backend {
             Backend::Ordered(_) => 0,
-            Backend::Raft(member) => member.log.disk().syncs() + member.machine.file().disk().syncs(),
+            Backend::Raft(member) => member.counters().map(Counters::syncs).iter().sum(),
+        }
+    }
+
+    /// How many bytes the store has written to its files.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        match &self.inner.backend {
+            Backend::Ordered(_) => 0,
+            Backend::Raft(member) => member.counters().map(Counters::bytes).iter().sum(),
+        }
+    }
+
+    /// Why nothing can be written at present, if nothing can. It passes without a restart when the reason does.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        match &self.inner.backend {
+            Backend::Ordered(_) => None,
+            Backend::Raft(member) => member.health.faults().borrow().log.clone(),
+        }
+    }
+
+    /// The same, or why the state can't be brought to rest.
+    #[cfg(test)]
+    pub(crate) fn any_fault(&self) -> Option<String> {
+        let Backend::Raft(member) = &self.inner.backend else { return None };
+        let faults = member.health.faults();
+        let faults = faults.borrow();
+        faults.log.clone().or(faults.state.clone())
+    }
+
+    /// Brings the state to rest.
+    #[cfg(test)]
+    pub(crate) async fn flush(&self) {
+        if let Backend::Raft(member) = &self.inner.backend {
+            member.machine.flusher().flush().await.unwrap();
         }
     }
 
@@ -253,6 +337,8 @@ impl Store {
         member.proposals.close();
         let running = member.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(running) = running else { return };
+        // What the disk does not take now it will not take.
+        member.health.end();
         member.replica.stop().await;
         close(&member.log, &member.machine, running).await;
     }
@@ -284,7 +370,7 @@ async fn close(log: &LogStore, machine: &Machine, running: Running) {
 /// Everything of a member that is on disk, and the threads that own it.
 struct Files {
     lock: DirLock,
-    id: u64,
+    health: Arc<Health>,
     log: LogStore,
     writer: JoinHandle<()>,
     hub: Arc<Hub>,
@@ -295,9 +381,31 @@ struct Files {
 impl Files {
     fn open(config: &Config) -> Result<Self, DiskError> {
         let lock = DirLock::acquire(&config.dir)?;
-        let (log, writer) = LogStore::open(&config.dir)?;
-        match log.member_id().and_then(|id| StateFile::open(&config.dir, id)) {
-            Ok(file) => Self::assemble(lock, log, writer, file, config.history),
+        let health = Arc::new(Health::new(&config.dir));
+        let (log, writer) = LogStore::open(&config.dir, health.clone())?;
+        Self::assemble(lock, health, log, writer, config.history, |id| StateFile::open(&config.dir, id))
+    }
+
+    fn assemble(
+        lock: DirLock,
+        health: Arc<Health>,
+        log: LogStore,
+        writer: JoinHandle<()>,
+        bounds: HistoryBounds,
+        open: impl FnOnce(u64) -> Result<StateFile, DiskError>,
+    ) -> Result<Self, DiskError> {
+        let load = || {
+            let file = Arc::new(open(log.member_id())?);
+            let image = file.load()?;
+            let position = image.position.clone();
+            let (flush, flusher) = Flusher::start(file.clone(), health.clone(), position.clone())
+                .map_err(|error| DiskError::io("state.redb", &error))?;
+            let hub = Arc::new(Hub::new(State::restore(image, bounds)));
+            let machine = Machine::new(hub.clone(), file, flush, health.clone(), &position, bounds);
+            Ok((hub, machine, flusher))
+        };
+        match load() {
+            Ok((hub, machine, flusher)) => Ok(Self { lock, health, log, writer, hub, machine, flusher }),
             Err(error) => {
                 // Whoever opens the directory next must not find it in use.
                 log.stop();
@@ -306,23 +414,5 @@ impl Files {
                 Err(error)
             }
         }
-    }
-
-    fn assemble(
-        lock: DirLock,
-        log: LogStore,
-        writer: JoinHandle<()>,
-        file: StateFile,
-        history: HistoryBounds,
-    ) -> Result<Self, DiskError> {
-        let id = log.member_id()?;
-        let file = Arc::new(file);
-        let image = file.load()?;
-        let position = image.position.clone();
-        let (flush, flusher) = Flusher::start(file.clone(), position.clone())
-            .map_err(|error| DiskError::Io { name: "state.redb".into(), detail: error.to_string() })?;
-        let hub = Arc::new(Hub::new(State::restore(image, history)));
-        let machine = Machine::new(hub.clone(), file, flush, &position, history);
-        Ok(Self { lock, id, log, writer, hub, machine, flusher })
     }
 }

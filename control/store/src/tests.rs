@@ -2,10 +2,12 @@
 
 mod codec;
 mod conformance;
+mod disk;
 mod durability;
 mod faults;
 mod fuzz;
 mod raft;
+mod recovery;
 
 use serde_json::json;
 

@@ -1,133 +1,14 @@
 //! Disks that lose what was not synced, that fail, and files that change under the store.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redb::StorageBackend;
 use tokio::task::JoinHandle;
 
+use super::disk::Machine;
 use super::{key, put, value, write};
-use crate::{Config, ErrorKind, Event, OpenError, Revision, Store};
-
-/// What a disk holds: what would be there after a power cut, and what was written since the last sync.
-#[derive(Debug, Default)]
-struct Image {
-    durable: Vec<u8>,
-    current: Vec<u8>,
-    unsynced: Vec<(u64, Vec<u8>)>,
-}
-
-/// Two disks that lose power together.
-#[derive(Clone, Debug, Default)]
-struct Machine {
-    disks: Arc<Mutex<[Image; 2]>>,
-    /// Writes and syncs until each one fails.
-    until_failure: Arc<AtomicI64>,
-    failing: Arc<AtomicBool>,
-}
-
-#[derive(Debug)]
-struct Disk {
-    machine: Machine,
-    index: usize,
-}
-
-impl Machine {
-    fn new() -> Self {
-        let machine = Self::default();
-        machine.until_failure.store(i64::MAX, Ordering::SeqCst);
-        machine
-    }
-
-    async fn open(&self, dir: &Path) -> Result<Store, OpenError> {
-        let disk = |index| Disk { machine: self.clone(), index };
-        Store::open_on(dir, disk(0), disk(1)).await
-    }
-
-    /// The machine after a power cut: of what was not synced, as much survives as `survives` says, piece by piece.
-    fn after_power_cut(&self, mut survives: impl FnMut() -> bool) -> Self {
-        let after = Self::new();
-        for (image, lost) in after.disks.lock().unwrap().iter_mut().zip(self.disks.lock().unwrap().iter()) {
-            image.durable = lost.durable.clone();
-            for (offset, data) in &lost.unsynced {
-                // A disk writes sectors, not what it was handed.
-                for (index, sector) in data.chunks(512).enumerate() {
-                    let start = *offset as usize + index * 512;
-                    if survives() && start + sector.len() <= image.durable.len() {
-                        image.durable[start..start + sector.len()].copy_from_slice(sector);
-                    }
-                }
-            }
-            image.current = image.durable.clone();
-        }
-        after
-    }
-
-    fn count(&self) -> io::Result<()> {
-        if self.until_failure.fetch_sub(1, Ordering::SeqCst) <= 0 {
-            self.failing.store(true, Ordering::SeqCst);
-            return Err(io::Error::other("the disk failed"));
-        }
-        Ok(())
-    }
-}
-
-impl Disk {
-    fn images(&self) -> MutexGuard<'_, [Image; 2]> {
-        self.machine.disks.lock().unwrap()
-    }
-}
-
-impl StorageBackend for Disk {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.images()[self.index].current.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let images = self.images();
-        let current = &images[self.index].current;
-        let start = offset as usize;
-        let found = current.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(found);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.machine.count()?;
-        let image = &mut self.images()[self.index];
-        // A file's length is kept here at once; what is in the new part is not.
-        image.current.resize(len as usize, 0);
-        image.durable.resize(len as usize, 0);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.machine.count()?;
-        // Others get a chance to be in the middle of something.
-        std::thread::sleep(Duration::from_micros(200));
-        let image = &mut self.images()[self.index];
-        for (offset, data) in std::mem::take(&mut image.unsynced) {
-            let start = offset as usize;
-            if start + data.len() <= image.durable.len() {
-                image.durable[start..start + data.len()].copy_from_slice(&data);
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.machine.count()?;
-        let image = &mut self.images()[self.index];
-        let start = offset as usize;
-        image.current[start..start + data.len()].copy_from_slice(data);
-        image.unsynced.push((offset, data.to_vec()));
-        Ok(())
-    }
-}
+use crate::{Config, Event, OpenError, Revision, Store};
 
 fn random(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -205,31 +86,6 @@ async fn a_power_cut_loses_nothing_acknowledged() {
         assert!(!promised.is_empty());
         *acknowledged.lock().unwrap() = promised;
         machine = after;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_fails_is_an_error_and_loses_nothing_acknowledged() {
-    for round in 0..8u64 {
-        let dir = tempfile::tempdir().unwrap();
-        let machine = Machine::new();
-        let store = machine.open(dir.path()).await.unwrap();
-        let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
-        machine.until_failure.store(40 + round as i64 * 37, Ordering::SeqCst);
-        for writer in start_writers(&store, &acknowledged) {
-            writer.await.unwrap();
-        }
-        assert!(machine.failing.load(Ordering::SeqCst));
-        let error = store.commit(put("late", "1")).await.unwrap_err();
-        assert_ne!(error.kind(), ErrorKind::Rejected, "{error}");
-        // What was acknowledged can still be read, and nothing else is told.
-        check(&store, &acknowledged.lock().unwrap(), "while failing");
-        store.shutdown().await;
-        let machine = machine.after_power_cut(|| false);
-        let store = machine.open(dir.path()).await.unwrap();
-        check(&store, &acknowledged.lock().unwrap(), "afterwards");
-        write(&store, "late", "2").await;
-        store.shutdown().await;
     }
 }
 

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::{draft, key, put};
 use crate::file::StateFile;
 use crate::flush::Flusher;
+use crate::health::Health;
 use crate::hub::{Event, Hub, WatchError};
 use crate::log::LogStore;
 use crate::machine::Machine;
@@ -37,9 +38,13 @@ impl Drop for Guard {
 
 fn build() -> (Guard, LogStore, Machine, Arc<Hub>) {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = LogStore::open(dir.path()).unwrap();
+    let (log, _) = LogStore::open(dir.path(), health(&dir)).unwrap();
     let (machine, hub) = machine(&dir);
     (Guard { _dir: dir, log: log.clone(), machine: machine.clone() }, log, machine, hub)
+}
+
+fn health(dir: &TempDir) -> Arc<Health> {
+    Arc::new(Health::new(dir.path()))
 }
 
 fn machine(dir: &TempDir) -> (Machine, Arc<Hub>) {
@@ -47,9 +52,9 @@ fn machine(dir: &TempDir) -> (Machine, Arc<Hub>) {
     let file = Arc::new(StateFile::open(dir.path(), 1).unwrap());
     let image = file.load().unwrap();
     let position = image.position.clone();
-    let (flusher, _) = Flusher::start(file.clone(), position.clone()).unwrap();
+    let (flusher, _) = Flusher::start(file.clone(), health(dir), position.clone()).unwrap();
     let hub = Arc::new(Hub::new(State::restore(image, bounds)));
-    (Machine::new(hub.clone(), file, flusher, &position, bounds), hub)
+    (Machine::new(hub.clone(), file, flusher, health(dir), &position, bounds), hub)
 }
 
 impl StoreBuilder<Types, LogStore, Machine, Guard> for Builder {
