@@ -2,6 +2,20 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use lichen_gateway::SILENCE_GRACE;
+use lichen_mqtt::Access;
+use lichen_wire::session::Timing;
+
+/// The broker that nodes and server meet at.
+#[derive(Clone, Debug)]
+pub enum Broker {
+    /// The server's own, which listens here for MQTT over TLS.
+    Embedded(SocketAddr),
+    /// Another one, and how the server reaches it.
+    External(Access),
+}
 
 /// The configuration of one server process. Port 0 binds a free port; [`crate::Server`] says which.
 #[derive(Clone, Debug)]
@@ -10,8 +24,12 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the HTTPS API listens.
     pub api_addr: SocketAddr,
-    /// Where the embedded broker listens for MQTT over TLS.
-    pub mqtt_addr: SocketAddr,
+    /// The broker that nodes and server meet at.
+    pub broker: Broker,
+    /// How long a node may be silent until its Ready condition becomes Unknown.
+    pub silence_grace: Duration,
+    /// The times of the nodes' sessions.
+    pub timing: Timing,
     /// Further host names and addresses that clients and nodes reach this server by; they go into its certificate.
     /// `localhost` and the loopback addresses are always in it.
     pub names: Vec<String>,
@@ -26,7 +44,9 @@ impl Config {
         Config {
             data_dir: data_dir.into(),
             api_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
-            mqtt_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            broker: Broker::Embedded(SocketAddr::from(([127, 0, 0, 1], 0))),
+            silence_grace: SILENCE_GRACE,
+            timing: Timing::DEFAULT,
             names: Vec::new(),
             compile_worker: Vec::new(),
         }

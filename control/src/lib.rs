@@ -13,7 +13,9 @@ mod scheduling;
 mod server;
 pub mod workqueue;
 
-pub use config::Config;
+pub use config::{Broker, Config};
 pub use server::{Server, StartError, TokenError};
+
+pub use lichen_mqtt::Access;
 
 pub use lichen_gateway::{TOKEN_NAMESPACE, new_token, token_secret_name};

@@ -13,16 +13,18 @@ use lichen_api::Status;
 use lichen_apiserver::Mount;
 use lichen_artifacts::{Artifacts, CompileCommand};
 use lichen_gateway::Gateway;
-use lichen_gateway::broker::{self, Broker};
-use lichen_gateway::bus::EmbeddedBus;
-use lichen_pki::{Authority, PkiError};
+use lichen_gateway::broker;
+use lichen_gateway::bus::{Bus, EmbeddedBus};
+use lichen_gateway::external::{self, ExternalBus};
+use lichen_mqtt::Access;
+use lichen_pki::{Authority, ClientTrust, GATEWAY_USER, PkiError};
 use lichen_registry::{AllocationRanges, Identity, MASTERS_GROUP, Registry, Sources};
 use lichen_store::Store;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::kubeconfig::kubeconfig;
-use crate::{Config, manager};
+use crate::{Broker, Config, manager};
 
 /// How long the first leader may take to be found.
 const LEADER_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -88,13 +90,13 @@ pub struct TokenError(#[from] Status);
 /// A running server. Dropping it ends its tasks without draining them; [`Server::shutdown`] drains.
 pub struct Server {
     api_addr: SocketAddr,
-    mqtt_addr: SocketAddr,
+    mqtt_addr: Option<SocketAddr>,
     authority: Arc<Authority>,
     admin_kubeconfig: String,
     registry: Registry,
     store: Store,
     gateway: Gateway,
-    broker: Broker,
+    broker: Option<broker::Broker>,
     stop_api: watch::Sender<bool>,
     api: JoinSet<()>,
     stop_manager: watch::Sender<bool>,
@@ -145,12 +147,21 @@ impl Server {
         let command = CompileCommand::new(config.compile_worker.iter().map(Into::into).collect());
         let artifacts = Artifacts::open(&config.data_dir.join("artifacts"), command, authority.clone())?;
 
-        let listen = config.mqtt_addr;
-        let broker =
-            Broker::start(broker::Config { listen, tls: tls(&[])?, limits: Default::default() }).await?;
-        let bus = Box::new(EmbeddedBus::new(broker.port())?);
-        let gateway =
-            lichen_gateway::Config::new(registry.clone(), artifacts.clone(), authority.clone(), bus);
+        let (broker, bus): (_, Box<dyn Bus>) = match &config.broker {
+            Broker::Embedded(listen) => {
+                let limits = broker::Limits::default();
+                let config = broker::Config { listen: *listen, tls: tls(&[])?, limits };
+                let broker = broker::Broker::start(config).await?;
+                let bus = EmbeddedBus::new(broker.port())?;
+                (Some(broker), Box::new(bus))
+            }
+            Broker::External(access) => (None, Box::new(external_bus(access, &authority)?)),
+        };
+        let gateway = lichen_gateway::Config {
+            silence_grace: config.silence_grace,
+            timing: config.timing,
+            ..lichen_gateway::Config::new(registry.clone(), artifacts.clone(), authority.clone(), bus)
+        };
         let gateway = Gateway::start(gateway).await?;
         let api = lichen_apiserver::Config {
             registry: registry.clone(),
@@ -164,11 +175,11 @@ impl Server {
             Ok(api) => api,
             Err(error) => {
                 gateway.shutdown().await;
-                broker.shutdown().await;
+                shut_down(broker).await;
                 return Err(error);
             }
         };
-        let (api_addr, mqtt_addr) = (api.address(), broker.local_addr());
+        let (api_addr, mqtt_addr) = (api.address(), broker.as_ref().map(broker::Broker::local_addr));
 
         let admin_kubeconfig = kubeconfig(&url(config, api_addr), authority.ca_pem(), ADMIN, &admin);
         let (stop_api, stop_manager) = (watch::Sender::new(false), watch::Sender::new(false));
@@ -179,7 +190,7 @@ impl Server {
             let _ = stopping.wait_for(|stop| *stop).await;
         }));
         manager_task.spawn(manager::run(registry.clone(), stop_manager.subscribe()));
-        tracing::info!(%api_addr, %mqtt_addr, data_dir = %config.data_dir.display(), "the server runs");
+        tracing::info!(%api_addr, broker = ?config.broker, data_dir = %config.data_dir.display(), "the server runs");
         Ok(Server {
             api_addr,
             mqtt_addr,
@@ -201,8 +212,8 @@ impl Server {
         self.api_addr
     }
 
-    /// The address the embedded broker listens on.
-    pub fn mqtt_addr(&self) -> SocketAddr {
+    /// The address the embedded broker listens on, if there is one.
+    pub fn mqtt_addr(&self) -> Option<SocketAddr> {
         self.mqtt_addr
     }
 
@@ -242,7 +253,7 @@ impl Server {
         self.stop_manager.send_replace(true);
         drain(&mut self.manager, "controllers and scheduler").await;
         self.gateway.shutdown().await;
-        self.broker.shutdown().await;
+        shut_down(self.broker).await;
         self.store.shutdown().await;
         tracing::info!("the server has ended");
     }
@@ -266,11 +277,29 @@ async fn drain(tasks: &mut JoinSet<()>, what: &str) {
     }
 }
 
+/// A client of the user's broker. Where nothing else is said it shows a certificate of the cluster's authority.
+fn external_bus(access: &Access, authority: &Authority) -> Result<ExternalBus, PkiError> {
+    let own = authority.issue_client(GATEWAY_USER, None)?;
+    let tls = access.tls(&ClientTrust::Authority(authority.ca_pem().to_owned()), Some(&own))?;
+    let (broker, login) = (access.address.clone(), access.login.clone());
+    Ok(ExternalBus::spawn(external::Config { broker, tls, login }))
+}
+
+async fn shut_down(broker: Option<broker::Broker>) {
+    if let Some(broker) = broker {
+        broker.shutdown().await;
+    }
+}
+
 /// Everything that the server's certificate is for.
 fn names(config: &Config, ranges: &AllocationRanges) -> Vec<String> {
     let mut names: Vec<String> = NAMES.map(str::to_owned).into();
     names.push(ranges.api_service().to_string());
-    for address in [config.api_addr, config.mqtt_addr] {
+    let mqtt_addr = match config.broker {
+        Broker::Embedded(listen) => Some(listen),
+        Broker::External(_) => None,
+    };
+    for address in [Some(config.api_addr), mqtt_addr].into_iter().flatten() {
         if !address.ip().is_unspecified() {
             names.push(address.ip().to_string());
         }

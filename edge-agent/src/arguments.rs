@@ -4,15 +4,18 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use crate::{Agent, Config};
+use crate::{Agent, BrokerArguments, Config};
 
 /// What the command line says of a node.
 #[derive(Clone, clap::Args)]
 #[group(id = "node")]
 pub struct Arguments {
-    /// The broker that the node's session goes through, HOST:PORT.
+    /// The broker that the node's session goes through, HOST:PORT or mqtts://HOST:PORT: the server's own, unless it was
+    /// given another. The node remembers it, and how it proves itself there.
     #[arg(long, env = "LICHEN_SERVER")]
-    server: String,
+    server: Option<String>,
+    #[command(flatten)]
+    broker: BrokerArguments,
     /// The join token; needed at the first start only.
     #[arg(long, env = "LICHEN_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
     token: Option<String>,
@@ -53,7 +56,11 @@ impl Arguments {
                 .context("the machine has no name: say --node-name")?
                 .to_ascii_lowercase(),
         };
-        let mut config = Config::new(node_name, self.data_dir, self.server);
+        let mut config = Config::new(node_name, self.data_dir, "");
+        config.broker = self.server.map(|server| self.broker.access(&server)).transpose()?;
+        if config.broker.is_none() && !self.broker.is_empty() {
+            anyhow::bail!("--mqtt-* says how to reach a broker: say which with --server");
+        }
         config.token = match self.token_file {
             Some(path) => {
                 let text = std::fs::read_to_string(&path);
@@ -96,6 +103,8 @@ mod tests {
         let config = parse(&["--node-name", "n", "--label", "a=b", "--label", "c="]).expect("parses");
         assert_eq!(config.node_name, "n");
         assert_eq!(config.labels.len(), 2);
+        assert_eq!(config.broker.expect("told").address, "h:1");
+        assert!(parse(&["--node-name", "n", "--mqtt-ca", "/nowhere"]).is_err());
         assert!(parse(&["--label", "nothing"]).is_err());
         assert!(parse(&["--token", "x", "--token-file", "y"]).is_err());
         assert!(parse(&["--node-name", "n", "--token-file", "/nowhere"]).is_err());

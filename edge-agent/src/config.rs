@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lichen_mqtt::Access;
 use lichen_net::AddressMode;
 use lichen_wire::NODE_NAME_BYTES_MAX;
 
@@ -14,8 +15,9 @@ pub struct Config {
     pub node_name: String,
     /// Where the identity, the checkpoint, artifacts, volumes and logs live.
     pub data_dir: PathBuf,
-    /// `host:port` of the broker that the node's session goes through (MQTT over TLS).
-    pub mqtt_addr: String,
+    /// The broker that the node's session goes through (MQTT over TLS); the one that the data directory remembers unless
+    /// told otherwise.
+    pub broker: Option<Access>,
     /// The join token, needed only while the data directory holds no identity.
     pub token: Option<String>,
     /// How cluster addresses become addresses that this process can bind and reach.
@@ -37,12 +39,12 @@ impl Config {
     pub fn new(
         node_name: impl Into<String>,
         data_dir: impl Into<PathBuf>,
-        mqtt_addr: impl Into<String>,
+        broker: impl Into<String>,
     ) -> Self {
         Self {
             node_name: node_name.into(),
             data_dir: data_dir.into(),
-            mqtt_addr: mqtt_addr.into(),
+            broker: Some(Access::new(broker)),
             token: None,
             address_mode: AddressMode::Loopback,
             labels: BTreeMap::new(),
@@ -103,6 +105,9 @@ pub enum StartError {
     /// The node has no identity and no token to get one.
     #[error("the node has not joined a cluster yet: start it with a join token (`lichen token create`)")]
     NoToken,
+    /// The node was never told of a broker.
+    #[error("the node knows no broker yet: say which with --server HOST:PORT")]
+    NoBroker,
     /// Joining failed.
     #[error("the node cannot join")]
     Join(#[source] lichen_link::JoinError),

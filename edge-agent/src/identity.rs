@@ -6,7 +6,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lichen_link::{JoinConfig, JoinError, join};
-use lichen_pki::{ClientTrust, Credentials, Request, client_config};
+use lichen_mqtt::Access;
+use lichen_pki::{ClientTrust, Credentials, Request};
 use lichen_state::Identity;
 use lichen_wire::join::{JoinError as Exchange, Refusal, Token};
 use tokio::time::Instant;
@@ -22,21 +23,21 @@ const PAUSE: Duration = Duration::from_millis(300);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Joins the cluster that the configuration's token names.
-pub(crate) async fn obtain(config: &Config) -> Result<Identity, StartError> {
+pub(crate) async fn obtain(config: &Config, broker: &Access) -> Result<Identity, StartError> {
     let token = config.token.as_deref().ok_or(StartError::NoToken)?;
     let token: Token = token.trim().parse().map_err(|error| StartError::Join(JoinError::Exchange(error)))?;
     // One request for all attempts: if a reply was lost, the same request may be made again.
     let request = Request::new()?;
-    let tls = Arc::new(client_config(&ClientTrust::Pinned(*token.ca_digest()), None)?);
+    let tls = broker.tls(&ClientTrust::Pinned(*token.ca_digest()), None)?;
     let until = Instant::now() + config.join_timeout;
     let mut pause = PAUSE;
     let mut said = String::new();
     let outcome = loop {
         let attempt = JoinConfig {
-            broker: config.mqtt_addr.clone(),
+            broker: broker.address.clone(),
             server_name: None,
             tls: tls.clone(),
-            login: None,
+            login: broker.login.clone(),
             token: token.clone(),
             node: config.node_name.clone(),
             csr: request.csr_der.clone(),
@@ -77,12 +78,12 @@ fn may_pass(error: &JoinError) -> bool {
     }
 }
 
-/// TLS with the node's certificate.
-pub(crate) fn tls(identity: &Identity) -> Result<Arc<rustls::ClientConfig>, StartError> {
+/// TLS with the broker; where it is the cluster's own, with the node's certificate.
+pub(crate) fn tls(broker: &Access, identity: &Identity) -> Result<Arc<rustls::ClientConfig>, StartError> {
     let credentials =
         Credentials { chain_pem: identity.certificate_pem.clone(), key_pem: identity.key_pem.clone() };
     let trust = ClientTrust::Authority(identity.ca_pem.clone());
-    Ok(Arc::new(client_config(&trust, Some(&credentials))?))
+    Ok(broker.tls(&trust, Some(&credentials))?)
 }
 
 fn pem(der: &[u8]) -> String {

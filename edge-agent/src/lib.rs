@@ -10,6 +10,7 @@
 mod actions;
 mod arguments;
 mod artifacts;
+mod broker;
 mod clock;
 mod config;
 mod core;
@@ -37,6 +38,7 @@ use std::sync::Arc;
 
 pub use arguments::Arguments;
 pub use artifacts::{Failure, Images, Prepared};
+pub use broker::BrokerArguments;
 pub use config::{Config, StartError};
 pub use core::Parts;
 pub use host::Host;
@@ -92,6 +94,11 @@ impl Agent {
     pub async fn start_with(config: Config, runtime: Arc<dyn Runtime>) -> Result<Self, StartError> {
         config.validate()?;
         let (checkpoint, mut contents) = open(&config).await?;
+        let broker = match (&config.broker, contents.broker.take()) {
+            (Some(told), _) => told.clone(),
+            (None, Some(kept)) => broker::kept(kept),
+            (None, None) => return Err(StartError::NoBroker),
+        };
         let identity = match contents.identity.take() {
             Some(identity) if identity.node_name == config.node_name => identity,
             Some(identity) => {
@@ -102,15 +109,19 @@ impl Agent {
                 });
             }
             None => {
-                let identity = identity::obtain(&config).await?;
+                let identity = identity::obtain(&config, &broker).await?;
                 let (checkpoint, change) = (checkpoint.clone(), Change::Identity(identity.clone()));
                 blocking(&config.data_dir, move || Ok(checkpoint.commit(&[change])?)).await?;
                 identity
             }
         };
-        let tls = identity::tls(&identity)?;
+        let (kept, change) = (checkpoint.clone(), Change::Broker(broker::keep(&broker)));
+        blocking(&config.data_dir, move || Ok(kept.commit(&[change])?)).await?;
+        let tls = identity::tls(&broker, &identity)?;
         let session = session(&config, &identity, &contents);
-        let (link, events) = Link::spawn(lichen_link::Config::new(config.mqtt_addr.clone(), tls, session));
+        let mut link = lichen_link::Config::new(broker.address, tls, session);
+        link.login = broker.login;
+        let (link, events) = Link::spawn(link);
         let node_name = config.node_name.clone();
         let build = Build { config, runtime, checkpoint, contents, ca_pem: identity.ca_pem };
         let running = build.run(Arc::new(link.handle()), events).await;

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use lichen_agent::Agent;
-use lichen_control::Server;
+use anyhow::{Context, Result, bail};
+use lichen_agent::{Agent, BrokerArguments};
+use lichen_control::{Access, Broker, Server};
 
 /// How long the token lives with which an embedded agent joins; it joins at once.
 const TOKEN_TTL: Duration = Duration::from_secs(10 * 60);
@@ -21,15 +21,28 @@ pub(crate) struct ServerArguments {
     /// Where the API server listens.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:6443")]
     pub(crate) api_addr: SocketAddr,
-    /// Where the MQTT broker listens.
+    /// Where the server's own MQTT broker listens.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8883")]
     pub(crate) mqtt_addr: SocketAddr,
+    /// Meet the nodes at this MQTT broker, mqtts://HOST:PORT, and start none of the server's own.
+    #[arg(long, value_name = "URL", conflicts_with = "mqtt_addr")]
+    pub(crate) mqtt_broker: Option<String>,
+    #[command(flatten)]
+    pub(crate) broker: BrokerArguments,
     /// A further host name or address that clients and nodes reach this server by. May be given several times.
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<String>,
 }
 
 impl ServerArguments {
+    /// Where nodes and server meet, to be shown.
+    pub(crate) fn meeting_point(&self, server: &Server) -> String {
+        match (&self.mqtt_broker, server.mqtt_addr()) {
+            (Some(broker), _) => broker.clone(),
+            (None, address) => address.unwrap_or(self.mqtt_addr).to_string(),
+        }
+    }
+
     /// The data directory: as given, or `what` under the user's state directory.
     pub(crate) fn data_dir(&self, what: &str) -> Result<PathBuf> {
         match &self.data_dir {
@@ -38,15 +51,24 @@ impl ServerArguments {
         }
     }
 
+    /// The broker, and how embedded agents reach it if it is another's.
+    fn broker(&self) -> Result<Broker> {
+        match &self.mqtt_broker {
+            Some(broker) => Ok(Broker::External(self.broker.access(broker)?)),
+            None if self.broker.is_empty() => Ok(Broker::Embedded(self.mqtt_addr)),
+            None => bail!("--mqtt-* says how to reach a broker: say which with --mqtt-broker"),
+        }
+    }
+
     /// Starts the server and leaves a kubeconfig in its data directory.
     pub(crate) async fn start(&self, data_dir: &Path) -> Result<(Server, PathBuf)> {
         let own = std::env::current_exe().context("finding this program's own file")?;
         let config = lichen_control::Config {
-            data_dir: data_dir.join("server"),
             api_addr: self.api_addr,
-            mqtt_addr: self.mqtt_addr,
+            broker: self.broker()?,
             names: self.names.clone(),
             compile_worker: vec![own.to_string_lossy().into_owned(), "compile-worker".into()],
+            ..lichen_control::Config::new(data_dir.join("server"))
         };
         let server = Server::start(config).await?;
         let kubeconfig = data_dir.join(KUBECONFIG_FILE);
@@ -75,7 +97,7 @@ impl Cluster {
         let (server, kubeconfig) = arguments.start(data_dir).await?;
         let mut cluster = Self { server, kubeconfig, agents: Vec::new() };
         for node in nodes {
-            match cluster.start_agent(data_dir, node).await {
+            match cluster.start_agent(arguments, data_dir, node).await {
                 Ok(agent) => cluster.agents.push(agent),
                 Err(error) => {
                     cluster.shutdown().await;
@@ -86,12 +108,19 @@ impl Cluster {
         Ok(cluster)
     }
 
-    async fn start_agent(&self, data_dir: &Path, node: &str) -> Result<Agent> {
-        let mut address = self.server.mqtt_addr();
-        if address.ip().is_unspecified() {
-            address.set_ip([127, 0, 0, 1].into());
-        }
-        let mut config = lichen_agent::Config::new(node, data_dir.join(node), address.to_string());
+    async fn start_agent(&self, arguments: &ServerArguments, data_dir: &Path, node: &str) -> Result<Agent> {
+        let broker = match (arguments.broker()?, self.server.mqtt_addr()) {
+            (Broker::External(access), _) => access,
+            (Broker::Embedded(address), bound) => {
+                let mut address = bound.unwrap_or(address);
+                if address.ip().is_unspecified() {
+                    address.set_ip([127, 0, 0, 1].into());
+                }
+                Access::new(address.to_string())
+            }
+        };
+        let mut config = lichen_agent::Config::new(node, data_dir.join(node), "");
+        config.broker = Some(broker);
         config.token = Some(self.server.create_token(TOKEN_TTL).await?);
         Ok(Agent::start(config).await?)
     }

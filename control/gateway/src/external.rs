@@ -43,8 +43,6 @@ pub struct Config {
     pub tls: Arc<rustls::ClientConfig>,
     /// User and password, for a broker that wants them.
     pub login: Option<Login>,
-    /// Random bits that tell this gateway's connection from any other one's.
-    pub nonce: u64,
 }
 
 /// The client of another broker as a bus. Dropping it ends the connection.
@@ -66,7 +64,8 @@ impl ExternalBus {
                 server_name: None,
                 tls: config.tls,
                 login: config.login,
-                client_id: format!("lichen-gateway-{:016x}", config.nonce),
+                // Two gateways under one name would take the broker from each other, again and again.
+                client_id: format!("lichen-gateway-{:016x}", rand::random::<u64>()),
                 keepalive: KEEPALIVE,
                 timeout: CONNECT_TIMEOUT,
                 will: None,

@@ -113,7 +113,7 @@ async fn a_port_in_use_is_named_and_leaves_the_directory_free() {
     let address = taken.local_addr().unwrap();
     for broken in [
         Config { api_addr: address, ..Config::new(dir.path()) },
-        Config { mqtt_addr: address, ..Config::new(dir.path()) },
+        Config { broker: Broker::Embedded(address), ..Config::new(dir.path()) },
     ] {
         let error = Server::start(broken).await.unwrap_err();
         assert!(error.source().unwrap().to_string().contains(&address.to_string()), "{error:?}");

@@ -22,6 +22,7 @@ const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects"
 const FORMAT_KEY: &str = "format";
 const IDENTITY_KEY: &str = "identity";
 const SYNC_KEY: &str = "sync";
+const BROKER_KEY: &str = "broker";
 
 /// The kind whose bodies are sealed.
 const SECRET: &str = "Secret";
@@ -76,6 +77,25 @@ impl std::fmt::Debug for Identity {
     }
 }
 
+/// How the node reaches its broker.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Broker {
+    /// `host:port`.
+    pub address: String,
+    /// The authority of the broker's certificate (PEM), if it is not the cluster's.
+    pub ca_pem: Option<String>,
+    /// The certificate that the node shows the broker (PEM) and its private key, if it is not the node's own.
+    pub certificate_pem: Option<(String, String)>,
+    /// User and password, for a broker that wants them.
+    pub login: Option<(String, String)>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 /// How far the node has its desired state, and from whom.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncState {
@@ -109,6 +129,8 @@ impl std::fmt::Debug for Object {
 pub struct Contents {
     /// Who the node is, once it joined.
     pub identity: Option<Identity>,
+    /// How the node reached its broker last.
+    pub broker: Option<Broker>,
     /// How far it has its desired state.
     pub sync: SyncState,
     /// The desired objects.
@@ -129,6 +151,8 @@ impl Contents {
 pub enum Change {
     /// The node's identity.
     Identity(Identity),
+    /// How the node reaches its broker.
+    Broker(Broker),
     /// How far the desired state has arrived.
     Sync(SyncState),
     /// A desired object, new or changed.
@@ -306,6 +330,11 @@ impl File {
             let plain = plain.ok_or_else(|| damaged(path, "the identity was not sealed under this key"))?;
             contents.identity = Some(decode(&plain).ok_or_else(|| damaged(path, "the identity"))?);
         }
+        if let Some(sealed) = raw.meta.get(BROKER_KEY) {
+            let plain = self.sealer.open(BROKER_KEY, sealed);
+            let plain = plain.ok_or_else(|| damaged(path, "the broker was not sealed under this key"))?;
+            contents.broker = Some(decode(&plain).ok_or_else(|| damaged(path, "the broker"))?);
+        }
         if let Some(bytes) = raw.meta.get(SYNC_KEY) {
             contents.sync = decode(bytes).ok_or_else(|| damaged(path, "the sync state"))?;
         }
@@ -359,6 +388,10 @@ impl File {
             Change::Identity(identity) => {
                 let plain = encode(identity).ok_or(CommitError::Encode)?;
                 self.put(write, META, IDENTITY_KEY, &plain, true)
+            }
+            Change::Broker(broker) => {
+                let plain = encode(broker).ok_or(CommitError::Encode)?;
+                self.put(write, META, BROKER_KEY, &plain, true)
             }
             Change::Sync(sync) => {
                 self.put(write, META, SYNC_KEY, &encode(sync).ok_or(CommitError::Encode)?, false)

@@ -17,6 +17,6 @@ mod memory;
 mod seal;
 
 pub use checkpoint::{
-    Change, Checkpoint, CommitError, Contents, FORMAT, Identity, Object, OpenError, Space, SyncState,
+    Broker, Change, Checkpoint, CommitError, Contents, FORMAT, Identity, Object, OpenError, Space, SyncState,
 };
 pub use memory::Memory;

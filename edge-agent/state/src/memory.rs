@@ -24,6 +24,7 @@ impl Memory {
             };
             match change {
                 Change::Identity(identity) => contents.identity = Some(identity),
+                Change::Broker(broker) => contents.broker = Some(broker),
                 Change::Sync(sync) => contents.sync = sync,
                 Change::PutObject(object) => match find(&contents, &object.kind, &object.key) {
                     Ok(at) => contents.objects[at] = object,

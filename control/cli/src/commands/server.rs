@@ -16,7 +16,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let data_dir = arguments.server.data_dir("server")?;
     let (server, kubeconfig) = arguments.server.start(&data_dir).await?;
     println!("API server    https://{}", server.api_addr());
-    println!("MQTT broker   {}", server.mqtt_addr());
+    println!("MQTT broker   {}", arguments.server.meeting_point(&server));
     println!("kubeconfig    {}", kubeconfig.display());
     println!("A node joins with a token: lichen token create --kubeconfig {}", kubeconfig.display());
     interrupted().await?;

@@ -19,7 +19,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let data_dir = arguments.server.data_dir("up")?;
     let cluster = Cluster::start(&arguments.server, &data_dir, &arguments.nodes).await?;
     println!("API server    https://{}", cluster.server.api_addr());
-    println!("MQTT broker   {}", cluster.server.mqtt_addr());
+    println!("MQTT broker   {}", arguments.server.meeting_point(&cluster.server));
     println!("nodes         {}", arguments.nodes.join(", "));
     println!("To use it:    export KUBECONFIG={}", cluster.kubeconfig.display());
     interrupted().await?;
