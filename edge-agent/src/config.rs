@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lichen_mqtt::Access;
+use lichen_mqtt::{Access, AddressError, address};
 use lichen_net::AddressMode;
 use lichen_wire::NODE_NAME_BYTES_MAX;
 
@@ -66,9 +66,8 @@ impl Config {
         if name.len() > NODE_NAME_BYTES_MAX || !name.split('.').all(label_ok) {
             return Err(StartError::NodeName(name.clone()));
         }
-        let port = self.mqtt_addr.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-        if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-            return Err(StartError::Address(self.mqtt_addr.clone()));
+        if let Some(broker) = &self.broker {
+            address(&broker.address)?;
         }
         Ok(())
     }
@@ -84,8 +83,8 @@ pub enum StartError {
     )]
     NodeName(String),
     /// The broker's address is none.
-    #[error("the server {0:?} is not HOST:PORT, for example server.example:8883")]
-    Address(String),
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// The checkpoint can't be opened.
     #[error(transparent)]
     Checkpoint(#[from] lichen_state::OpenError),

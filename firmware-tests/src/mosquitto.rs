@@ -61,10 +61,18 @@ impl Mosquitto {
         let name = match proof {
             Proof::Certificates => "certificates.conf",
             Proof::Passwords => {
-                let lines: String = users.iter().map(|(user, password)| format!("{user}:{password}\n")).collect();
+                let lines: String =
+                    users.iter().map(|(user, password)| format!("{user}:{password}\n")).collect();
                 write("passwords", &lines)?;
-                let hashed = Command::new("mosquitto_passwd").arg("-U").arg(folder.path().join("passwords")).output()?;
-                ensure!(hashed.status.success(), "mosquitto_passwd: {}", String::from_utf8_lossy(&hashed.stderr));
+                let hashed = Command::new("mosquitto_passwd")
+                    .arg("-U")
+                    .arg(folder.path().join("passwords"))
+                    .output()?;
+                ensure!(
+                    hashed.status.success(),
+                    "mosquitto_passwd: {}",
+                    String::from_utf8_lossy(&hashed.stderr)
+                );
                 "passwords.conf"
             }
         };

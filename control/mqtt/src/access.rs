@@ -11,7 +11,9 @@ const SCHEME: &str = "mqtts://";
 
 /// A text that names no broker.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0:?} names no broker: write mqtts://HOST:PORT (MQTT without TLS is not spoken)")]
+#[error(
+    "the broker {0:?} is not HOST:PORT, for example server.example:8883; only MQTT over TLS (mqtts) is spoken"
+)]
 pub struct AddressError(String);
 
 /// A user name and a password.
