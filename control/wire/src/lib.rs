@@ -31,6 +31,9 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Longest node name that the wire carries.
 pub const NODE_NAME_BYTES_MAX: usize = 128;
 
+#[cfg(any(feature = "golden", test))]
+pub mod golden;
+
 #[cfg(any(feature = "testing", test))]
 pub mod testing;
 

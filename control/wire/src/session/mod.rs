@@ -24,9 +24,6 @@ mod storage;
 mod streams;
 mod transmit;
 
-#[cfg(test)]
-mod tests;
-
 pub use config::{AgentConfig, Config, GatewayConfig, Limits, Timing};
 pub use error::{ReceiveError, SendError};
 pub use event::{Event, LostReason, ReportId, StreamId};

@@ -3,12 +3,13 @@
 //! A [`Carrier`] moves frames between the two sides, and may lose, repeat, reorder and delay them. The
 //! [`Suite`] plays both applications over real sessions, causes what the script asks for, then lets the carrier
 //! heal and checks that everything promised has happened. With [`MemoryCarrier`] time is virtual, and the same
-//! seed plays the same run.
+//! seed plays the same run. Beside it stand the [`sessions`]' tests, which every target runs.
 //!
 //! This module is for tests: it panics where a promise is broken.
 
 mod memory;
 mod play;
+pub mod sessions;
 mod suite;
 
 pub use memory::{Faults, MemoryCarrier};

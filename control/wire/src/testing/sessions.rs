@@ -1,16 +1,41 @@
+//! The tests of sessions, for every target: those without a test harness go through [`TESTS`].
+
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::{Faults, MemoryCarrier, Script, Suite};
 use crate::FRAME_BYTES_MAX;
 use crate::frame::FrameError;
-use crate::testing::{Faults, MemoryCarrier, Script, Suite};
+use crate::keys::NodeKey;
+use crate::session::{
+    AgentConfig, Config, Event, Fixed, GatewayConfig, Growable, Limits, LostReason, ReceiveError, SendError,
+    Session, Storage, Timing,
+};
 
-use super::*;
+macro_rules! table {
+    ($($name:ident)*) => {
+        /// Every test, by name. One that fails panics.
+        pub const TESTS: &[(&str, fn())] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+table! {
+    both_sides_agree_after_everything_went_wrong
+    the_same_seed_plays_the_same_run
+    an_agent_in_fixed_memory_agrees_too
+    replayed_frames_change_nothing_in_either_session
+    a_replayed_hello_does_not_end_the_session
+    every_flipped_bit_and_every_cut_is_refused
+    a_gateway_of_an_older_epoch_is_refused
+    what_still_waits_is_replaced_and_what_is_full_says_so
+    silence_ends_a_session_and_a_probe_ends_it_sooner
+    a_goodbye_ends_both_sides_and_a_settlement_of_an_earlier_session_means_nothing
+}
 
 const BAD: Faults =
     Faults { loss_percent: 15, repeat_percent: 10, damage_percent: 5, replay_percent: 10, delay_max_ms: 60 };
 
-#[test]
+#[cfg_attr(test, test)]
 fn both_sides_agree_after_everything_went_wrong() {
     let (mut resumed, mut streams) = (0, 0);
     for seed in 0..100 {
@@ -24,7 +49,7 @@ fn both_sides_agree_after_everything_went_wrong() {
     assert!(resumed > 0 && streams > 0, "the runs did not do what they are for");
 }
 
-#[test]
+#[cfg_attr(test, test)]
 fn the_same_seed_plays_the_same_run() {
     let run = || {
         let mut carrier = MemoryCarrier::new(11, BAD);
@@ -33,7 +58,7 @@ fn the_same_seed_plays_the_same_run() {
     assert_eq!(run(), run());
 }
 
-#[test]
+#[cfg_attr(test, test)]
 fn an_agent_in_fixed_memory_agrees_too() {
     let script = Script { objects: 4, body_bytes_max: 300, limits: Limits::SMALL, ..Script::USUAL };
     for seed in 0..30 {
@@ -117,7 +142,7 @@ fn connected() -> (Session<Growable>, Session<Growable>, [Vec<Vec<u8>>; 2]) {
     (a, g, sent)
 }
 
-#[test]
+#[cfg_attr(test, test)]
 fn replayed_frames_change_nothing_in_either_session() {
     let (mut a, mut g, mut sent) = connected();
     a.report("Node", "edge-1", "", b"1").unwrap();
@@ -144,7 +169,7 @@ fn replayed_frames_change_nothing_in_either_session() {
     }
 }
 
-#[test]
+#[cfg_attr(test, test)]
 fn a_replayed_hello_does_not_end_the_session() {
     let (mut a, mut g, _) = connected();
     a.link_down(1, &mut |_| {});
@@ -166,7 +191,7 @@ fn a_replayed_hello_does_not_end_the_session() {
     assert_eq!(reports, 1);
 }
 
-#[test]
+#[cfg_attr(test, test)]
 fn every_flipped_bit_and_every_cut_is_refused() {
     let (mut a, mut g, _) = connected();
     a.report("Node", "edge-1", "", b"status").unwrap();
@@ -182,7 +207,7 @@ fn every_flipped_bit_and_every_cut_is_refused() {
     assert_eq!(give(&mut g, 1, &[frame]), [Ok(())]);
 }
 
-#[test]
+#[cfg_attr(test, test)]
 fn a_gateway_of_an_older_epoch_is_refused() {
     let (mut a, mut old) = (agent(1, 0), gateway("edge-1", 1, 4, 2));
     let mut new = gateway("edge-1", 1, 5, 3);
@@ -208,7 +233,7 @@ fn a_gateway_of_an_older_epoch_is_refused() {
     assert_eq!(a.epoch(), 5);
 }
 
-#[test]
+#[cfg_attr(test, test)]
 fn what_still_waits_is_replaced_and_what_is_full_says_so() {
     let mut limits = Limits::SERVER;
     limits.outbox_entries_max = 3;
@@ -247,7 +272,7 @@ fn what_still_waits_is_replaced_and_what_is_full_says_so() {
     assert_eq!((a.outbox_room(), room), (3, 1));
 }
 
-#[test]
+#[cfg_attr(test, test)]
 fn silence_ends_a_session_and_a_probe_ends_it_sooner() {
     let (_, mut g, _) = connected();
     let mut lost = None;
@@ -268,7 +293,7 @@ fn silence_ends_a_session_and_a_probe_ends_it_sooner() {
     assert_eq!(now_ms, Timing::DEFAULT.silence_max_ms);
 }
 
-#[test]
+#[cfg_attr(test, test)]
 fn a_goodbye_ends_both_sides_and_a_settlement_of_an_earlier_session_means_nothing() {
     let (mut a, mut g, _) = connected();
     a.report("Pod", "a", "", b"1").unwrap();

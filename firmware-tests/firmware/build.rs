@@ -1,0 +1,7 @@
+//! Names the linker scripts: cortex-m-rt's, and the `memory.x` of this folder that it includes.
+
+fn main() {
+    println!("cargo:rustc-link-search={}", env!("CARGO_MANIFEST_DIR"));
+    println!("cargo:rustc-link-arg-bins=-Tlink.x");
+    println!("cargo:rerun-if-changed=memory.x");
+}
