@@ -10,13 +10,10 @@
 #   apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user qemu-system-arm
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD
 . firmware-tests/debian-rust.sh
 cross=${CARGO_TARGET_DIR:-target}/cross
 mkdir -p "$cross"
 cross=$(realpath "$cross")
-# A setting that unites the features of the whole workspace would give the agent a compiler.
-unset CARGO_RESOLVER_FEATURE_UNIFICATION
 
 # toolchain TARGET STD-CRATES: what this cargo needs to build for a target.
 build_std=()
@@ -30,6 +27,8 @@ toolchain() {
 
 aarch64() (
     target=aarch64-unknown-linux-gnu
+    # A setting that unites the features of the whole workspace would give the agent a compiler.
+    unset CARGO_RESOLVER_FEATURE_UNIFICATION
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     toolchain $target std,panic_unwind
     # Built to be tried once: optimising it would take longer than all that an emulator runs of it.
@@ -51,13 +50,24 @@ cortex_m() (
     done
 )
 
-# One at a time: two tests that start together share the toolchain.
-exec 9>"$cross/lock"
-flock 9
+# prepare NAME: one at a time, since all share the toolchain.
+prepare() {
+    exec 9>"$cross/lock"
+    flock 9
+    "$1"
+    exec 9>&-
+}
 
 case ${1:-} in
-aarch64) aarch64 ;;
-cortex-m) cortex_m ;;
-"") aarch64; cortex_m ;;
-*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+aarch64) prepare aarch64 ;;
+cortex-m) prepare cortex_m ;;
+"")
+    prepare aarch64
+    prepare cortex_m
+    LICHEN_TARGETS=true cargo test -p lichen-firmware-tests -p lichen --test targets -- --nocapture
+    ;;
+*)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
 esac

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod kubectl;
+pub mod machine;
 pub mod mosquitto;
 pub mod network;
 pub mod process;

@@ -52,7 +52,10 @@ impl Machine {
     pub fn programs(&self) -> Option<Vec<PathBuf>> {
         let asked = |name| std::env::var(name).as_deref() == Ok("true");
         if !asked("CI") && !asked("LICHEN_TARGETS") {
-            println!("skipped: run firmware-tests/targets.sh, which builds for {} and runs this test", self.name);
+            println!(
+                "skipped: run firmware-tests/targets.sh, which builds for {} and runs this test",
+                self.name
+            );
             return None;
         }
         if let Err(error) = Command::new(self.emulator).arg("--version").output() {

@@ -16,9 +16,11 @@ const TOKEN: &str =
 
 /// Is shown every piece of bytes with its name.
 pub type Check<'a> = &'a mut dyn FnMut(&str, &[u8]);
+/// Makes bytes and shows them.
+pub type Test = fn(Check<'_>);
 
-/// Every test, by name. Each shows its bytes to a [`Check`].
-pub const TESTS: &[(&str, fn(Check<'_>))] = &[
+/// Every test, by name.
+pub const TESTS: &[(&str, Test)] = &[
     ("bodies", bodies),
     ("a sealed frame", sealed_frame),
     ("a join", join),
