@@ -1,5 +1,5 @@
-//! Any process may be killed at any time, in any order. A server and two agents live through a hundred rounds of it while
-//! a client writes: what was acknowledged is there, pods come back as their restart policy says, and nothing that may run
+//! Any process may be killed at any time, in any order. A server, two agents and a broker live through a hundred rounds of
+//! it while a client writes: what was acknowledged is there, pods come back as their restart policy says, and nothing that may run
 //! once runs twice.
 //!
 //! `LICHEN_KILL_ROUNDS` and `LICHEN_KILL_SEED` change how long it takes and which processes die when.
@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lichen_firmware_tests::cluster::succeed;
+use lichen_firmware_tests::mosquitto::{Mosquitto, Proof};
 use lichen_firmware_tests::process::Process;
+use lichen_pki::Authority;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -21,22 +23,30 @@ use serde_json::Value;
 
 const LICHEN: &str = env!("CARGO_BIN_EXE_lichen");
 const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../runtime/guests");
+/// Rounds with a broker of its own, which is killed like the others.
 const ROUNDS: u64 = 100;
+/// Rounds with the server's broker, which dies with it.
+const ROUNDS_EMBEDDED: u64 = 40;
 /// Rounds between two times that everything must have come to rest.
 const ROUNDS_TO_REST: u64 = 20;
 /// How long that may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Who the server is to Mosquitto.
+const GATEWAY: &str = "lichen-gateway";
+const PASSWORD: &str = "a password";
 const NODES: [&str; 2] = ["edge-1", "edge-2"];
 /// Replicas of the Deployment whose pods must always come back.
 const REPLICAS: usize = 4;
 /// ConfigMaps that the client writes with one command.
 const BATCH: usize = 20;
 
-/// A server and its agents, each a process.
+/// A server, its agents, and a broker if it is not the server's: each a process.
 struct World {
     dir: PathBuf,
     api: String,
+    /// Where the server's own broker listens.
     mqtt: String,
+    broker: Option<Mosquitto>,
     server: Option<Process>,
     agents: [Option<Process>; 2],
     /// How often each agent was killed.
@@ -44,11 +54,17 @@ struct World {
 }
 
 impl World {
-    fn start(dir: &Path) -> World {
+    fn start(dir: &Path, broker: Option<Mosquitto>) -> World {
         let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let (api, mqtt) = (port(), port());
-        let mut world =
-            World { dir: dir.into(), api, mqtt, server: None, agents: [None, None], agent_kills: [0; 2] };
+        let mut world = World {
+            dir: dir.into(),
+            api: port(),
+            mqtt: port(),
+            broker,
+            server: None,
+            agents: [None, None],
+            agent_kills: [0; 2],
+        };
         world.start_server();
         for agent in 0..NODES.len() {
             let token = world.lichen(&["token", "create"]);
@@ -60,16 +76,32 @@ impl World {
 
     fn start_server(&mut self) {
         let mut command = Command::new(LICHEN);
-        command.args(["server", "--api-addr", &self.api, "--mqtt-addr", &self.mqtt, "--data-dir"]);
-        command.arg(self.dir.join("control"));
+        command.args(["server", "--api-addr", &self.api, "--data-dir"]).arg(self.dir.join("control"));
+        match &self.broker {
+            None => command.args(["--mqtt-addr", &self.mqtt]),
+            Some(broker) => self.login(command.args(["--mqtt-broker", &url(broker)]), GATEWAY),
+        };
         self.server = Some(Process::start("server", command, &self.dir, &["A node joins"]).unwrap());
     }
 
     fn start_agent(&mut self, agent: usize) {
+        let node = NODES[agent];
         let mut command = Command::new(LICHEN);
-        command.args(["agent", "--server", &self.mqtt, "--node-name", NODES[agent], "--token-file"]);
-        command.arg(self.dir.join("token")).arg("--data-dir").arg(self.dir.join(NODES[agent]));
-        self.agents[agent] = Some(Process::start(NODES[agent], command, &self.dir, &["node "]).unwrap());
+        command.args(["agent", "--node-name", node, "--token-file"]).arg(self.dir.join("token"));
+        command.arg("--data-dir").arg(self.dir.join(node));
+        match &self.broker {
+            None => command.args(["--server", &self.mqtt]),
+            Some(broker) => self.login(command.args(["--server", &url(broker)]), node),
+        };
+        self.agents[agent] = Some(Process::start(node, command, &self.dir, &["node "]).unwrap());
+    }
+
+    /// How a user proves himself to Mosquitto.
+    fn login<'a>(&self, command: &'a mut Command, user: &str) -> &'a mut Command {
+        std::fs::write(self.dir.join("password"), PASSWORD).unwrap();
+        let command =
+            command.args(["--mqtt-username", user, "--mqtt-ca"]).arg(self.dir.join("broker-ca.pem"));
+        command.arg("--mqtt-password-file").arg(self.dir.join("password"))
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -95,14 +127,16 @@ impl World {
 
     /// Kills some of the processes, and starts them again in some order.
     fn round(&mut self, random: &mut StdRng) {
-        // Bit 0 is the server, the others are agents: every set of victims is as likely.
-        let victims = random.random_range(1..8);
+        let processes = if self.broker.is_some() { 4 } else { 3 };
+        // Each bit is a process: every set of victims is as likely.
+        let victims = random.random_range(1..1 << processes);
         std::thread::sleep(Duration::from_millis(random.random_range(0..300)));
-        let mut order: Vec<usize> = (0..3).filter(|process| victims & (1 << process) != 0).collect();
+        let mut order: Vec<usize> = (0..processes).filter(|process| victims & (1 << process) != 0).collect();
         order.shuffle(random);
         for process in &order {
             match process {
                 0 => self.server.take().unwrap().kill().unwrap(),
+                3 => self.broker.as_mut().unwrap().kill().unwrap(),
                 agent => {
                     self.agents[agent - 1].take().unwrap().kill().unwrap();
                     self.agent_kills[agent - 1] += 1;
@@ -114,10 +148,15 @@ impl World {
         for process in order {
             match process {
                 0 => self.start_server(),
+                3 => self.broker.as_mut().unwrap().restart().unwrap(),
                 agent => self.start_agent(agent - 1),
             }
         }
     }
+}
+
+fn url(broker: &Mosquitto) -> String {
+    format!("mqtts://{}", broker.address())
 }
 
 /// `lichen` as the administrator of the cluster in `dir`.
@@ -289,12 +328,33 @@ fn check(world: &World, acknowledged: &BTreeSet<String>, uids: &BTreeMap<String,
 
 #[test]
 fn a_hundred_rounds_of_kill_9() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::open_or_create(&folder.path().join("broker")).unwrap();
+    std::fs::write(folder.path().join("broker-ca.pem"), authority.ca_pem()).unwrap();
+    let own = authority.issue_server(&["127.0.0.1".to_owned()]).unwrap();
+    let users = [GATEWAY, NODES[0], NODES[1]].map(|user| (user.to_owned(), PASSWORD.to_owned()));
+    let broker =
+        Mosquitto::start(Proof::Passwords, authority.ca_pem(), &own.chain_pem, &own.key_pem, &users).unwrap();
+    if broker.is_some() {
+        play(folder.path(), broker, ROUNDS);
+    }
+}
+
+#[test]
+fn the_broker_of_the_server_dies_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    play(folder.path(), None, ROUNDS_EMBEDDED);
+}
+
+fn play(dir: &Path, broker: Option<Mosquitto>, rounds: u64) {
+    // The nodes' addresses are of this machine, so that one cluster is here at a time.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let setting = |name, default| std::env::var(name).map_or(default, |text| text.parse().expect(name));
-    let (rounds, seed) = (setting("LICHEN_KILL_ROUNDS", ROUNDS), setting("LICHEN_KILL_SEED", 1));
+    let (rounds, seed) = (setting("LICHEN_KILL_ROUNDS", rounds), setting("LICHEN_KILL_SEED", 1));
     println!("LICHEN_KILL_SEED={seed} LICHEN_KILL_ROUNDS={rounds}");
     let mut random = StdRng::seed_from_u64(seed);
-    let folder = tempfile::tempdir().unwrap();
-    let mut world = World::start(folder.path());
+    let mut world = World::start(dir, broker);
     for guest in ["ticker", "worker"] {
         world.lichen(&["push", &format!("{GUESTS}/{guest}.wasm"), &format!("{guest}:v1")]);
     }
