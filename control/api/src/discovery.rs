@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use crate::resource::{RESOURCES, Resource};
+use crate::resource::{Resource, sendable};
 
-/// What can be done with every kind; `deletecollection` is left out where a kind has none.
+/// What can be done with every kind that is stored; `deletecollection` is left out where a kind has none.
 const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// One subresource: its verbs, and its kind where that is not the resource's own.
@@ -29,17 +29,20 @@ fn subresource(name: &str) -> Subresource {
 }
 
 fn verbs(resource: &Resource) -> Vec<&'static str> {
+    if resource.is_review() {
+        return vec!["create"];
+    }
     VERBS.iter().copied().filter(|verb| resource.delete_collection || *verb != "deletecollection").collect()
 }
 
 fn of_group(group: &str) -> impl Iterator<Item = &'static Resource> {
-    RESOURCES.iter().copied().filter(move |resource| resource.group == group)
+    sendable().filter(move |resource| resource.group == group)
 }
 
 /// The groups beside core, in the order of the table.
 fn groups() -> Vec<&'static str> {
     let mut groups: Vec<&str> = Vec::new();
-    for resource in RESOURCES {
+    for resource in sendable() {
         if !resource.group.is_empty() && !groups.contains(&resource.group) {
             groups.push(resource.group);
         }
@@ -49,7 +52,7 @@ fn groups() -> Vec<&'static str> {
 
 /// All (group, version) pairs that are served.
 pub fn group_versions() -> BTreeSet<(&'static str, &'static str)> {
-    RESOURCES.iter().map(|resource| (resource.group, resource.version)).collect()
+    sendable().map(|resource| (resource.group, resource.version)).collect()
 }
 
 fn versions(group: &str) -> Vec<&'static str> {
@@ -237,6 +240,6 @@ mod tests {
         assert_eq!(api_group("none.example"), None);
         assert_eq!(api_group(""), None);
         assert_eq!(api_resources("apps", "v9"), None);
-        assert_eq!(api_groups()["groups"].as_array().unwrap().len(), 3);
+        assert_eq!(api_groups()["groups"].as_array().unwrap().len(), 6);
     }
 }

@@ -44,8 +44,8 @@ impl Selector {
         for term in &self.terms {
             if !resource.selects_by(&term.field) {
                 let field = &term.field;
-                return Err(Status::bad_request(match resource.fields {
-                    [] => format!(
+                return Err(Status::bad_request(match (resource.fields, resource.stored_as) {
+                    ([], None) => format!(
                         "\"{field}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
                     ),
                     _ => format!("field label not supported: {field}"),
@@ -53,6 +53,19 @@ impl Selector {
             }
         }
         Ok(())
+    }
+
+    /// The selector of stored objects that selects what this one selects of a kind's.
+    pub fn of_home(&self, resource: &Resource) -> Self {
+        let Some(stored) = resource.stored_as else { return self.clone() };
+        let renamed = |term: &Term| {
+            let home = stored.fields.iter().find(|(own, _)| *own == term.field);
+            Term {
+                field: home.map_or_else(|| term.field.clone(), |(_, home)| (*home).to_owned()),
+                ..term.clone()
+            }
+        };
+        Self { terms: self.terms.iter().map(renamed).collect() }
     }
 
     /// Whether the fields fulfil every term. An absent field counts as empty.

@@ -32,5 +32,8 @@ pub mod view;
 
 pub use field::{FieldError, FieldErrorKind};
 pub use quantity::Quantity;
-pub use resource::{Column, DecodeError, FieldSelector, RESOURCES, Resource, Strategy, by_kind, by_plural};
+pub use resource::{
+    Column, DecodeError, FieldSelector, RESOURCES, Resource, StoredAs, Strategy, by_kind, by_plural,
+    review_by_plural,
+};
 pub use status::Status;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::discovery::group_versions;
 use crate::merge_keys::{ListType, Rules};
-use crate::resource::{RESOURCES, Resource};
+use crate::resource::{Resource, sendable};
 use crate::schema::{Field, Kind, Type, schema};
 
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
@@ -52,11 +52,7 @@ pub fn index() -> Value {
 pub fn document(name: &str) -> Option<Value> {
     let (group, version) =
         group_versions().into_iter().find(|(group, version)| path(group, version) == name)?;
-    let served: Vec<&Resource> = RESOURCES
-        .iter()
-        .copied()
-        .filter(|resource| resource.group == group && resource.version == version)
-        .collect();
+    let served = sendable().filter(|resource| resource.group == group && resource.version == version);
     let mut schemas = Map::new();
     let mut paths = Map::new();
     for resource in served {
@@ -89,6 +85,9 @@ fn add_kind(resource: &Resource, schemas: &mut Map<String, Value>) {
         }
     }
     schemas[&id]["x-kubernetes-group-version-kind"] = json!([gvk(resource, resource.kind)]);
+    if resource.is_review() {
+        return;
+    }
     let list = resource.list_kind();
     schemas.insert(
         format!("{id}List"),
@@ -199,13 +198,14 @@ fn extensions(kind: &Kind, rules: Rules, value: &mut Value) {
 fn add_paths(resource: &Resource, prefix: &str, paths: &mut Map<String, Value>) {
     let scope = if resource.namespaced { "/namespaces/{namespace}" } else { "" };
     let collection = format!("/{prefix}{scope}/{}", resource.plural);
-    paths.insert(
-        collection.clone(),
-        json!({
-            "get": operation(resource, "list", &["labelSelector", "fieldSelector", "limit", "continue", "watch"]),
-            "post": operation(resource, "post", &["dryRun", "fieldManager", "fieldValidation"]),
-        }),
-    );
+    let post = operation(resource, "post", &["dryRun", "fieldManager", "fieldValidation"]);
+    if resource.is_review() {
+        paths.insert(collection, json!({"post": post}));
+        return;
+    }
+    let selection = ["labelSelector", "fieldSelector", "limit", "continue", "watch"];
+    let list = operation(resource, "list", &selection);
+    paths.insert(collection.clone(), json!({"get": list, "post": post}));
     let mut one = vec![(String::new(), &["get", "put", "patch", "delete"][..])];
     if resource.has_subresource("status") {
         one.push(("/status".to_owned(), &["get", "put", "patch"][..]));

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::names::{rfc3339, rfc3339_micro};
-use crate::resource::by_kind;
+use crate::resource::sendable;
 use crate::schema::{Kind, Type, schema};
 use wire::{Field, Payload, fields};
 
@@ -138,7 +138,8 @@ pub fn decode(body: &[u8]) -> Result<Value, ProtobufError> {
     if !encoding.is_empty() {
         return Err(ProtobufError::Encoding(encoding));
     }
-    let id = match (kind.as_str(), by_kind(&api_version, &kind).map(|resource| resource.strategy.kind())) {
+    let known = sendable().find(|known| known.kind == kind && known.api_version() == api_version);
+    let id = match (kind.as_str(), known.map(|resource| resource.strategy.kind())) {
         (_, Some(Kind::Struct(id))) => id,
         ("DeleteOptions", _) => "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions".to_owned(),
         ("Eviction", _) => "io.k8s.api.policy.v1.Eviction".to_owned(),
@@ -149,23 +150,28 @@ pub fn decode(body: &[u8]) -> Result<Value, ProtobufError> {
         .get(&id)
         .ok_or_else(|| ProtobufError::UnknownKind { api_version: api_version.clone(), kind: kind.clone() })?;
     let mut object = Map::new();
-    message(raw, known, known.name, &mut object)?;
+    message(raw, known, numbers(&id, known), &mut object)?;
     object.insert("apiVersion".to_owned(), json!(api_version));
     object.insert("kind".to_owned(), json!(kind));
     Ok(Value::Object(object))
 }
 
+/// The field numbers of a struct. Where two share a name, one is in the table by its id.
+fn numbers(id: &str, known: &Type) -> Option<&'static Numbers> {
+    MESSAGES.get(id).or_else(|| MESSAGES.get(known.name))
+}
+
 fn message(
     bytes: &[u8],
     known: &Type,
-    numbers_of: &str,
+    numbers: Option<&Numbers>,
     object: &mut Map<String, Value>,
 ) -> Result<(), ProtobufError> {
-    let Some(numbers) = MESSAGES.get(numbers_of) else { return Ok(()) };
+    let Some(numbers) = numbers else { return Ok(()) };
     for field in fields(bytes) {
         let field = field?;
         match numbers.get(&field.number) {
-            Some(Place::Inline(inner)) => message(field.bytes()?, known, inner, object)?,
+            Some(Place::Inline(inner)) => message(field.bytes()?, known, MESSAGES.get(inner), object)?,
             Some(Place::Field(name)) => {
                 if let Some(declared) = known.fields.get(name) {
                     add(object, name, &declared.kind, &field)?;
@@ -259,7 +265,7 @@ fn single(kind: &Kind, field: &Field<'_>) -> Result<Option<Value>, ProtobufError
         Kind::Struct(id) => {
             let mut object = Map::new();
             if let Some(known) = schema().get(id) {
-                message(field.bytes()?, known, known.name, &mut object)?;
+                message(field.bytes()?, known, numbers(id, known), &mut object)?;
             }
             Value::Object(object)
         }

@@ -3,6 +3,8 @@
 //! Invariant: a new kind is one file under `kinds/` and one line in [`RESOURCES`]; nothing else in the API layer names a kind. HTTP and
 //! storage are deliberately absent.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -44,6 +46,22 @@ pub struct Resource {
     pub fields: &'static [FieldSelector],
     /// Decoding, defaulting, validation.
     pub strategy: &'static dyn Strategy,
+    /// Whose objects these are, if they are stored as another kind's.
+    pub stored_as: Option<&'static StoredAs>,
+    /// What every client is told that still uses the kind.
+    pub deprecation: Option<&'static str>,
+}
+
+/// How a kind is another form of a kind that is stored: clients of both see the same objects.
+pub struct StoredAs {
+    /// The kind that is stored.
+    pub home: &'static Resource,
+    /// From this kind's form to the stored one, `apiVersion` included.
+    pub to_home: fn(&mut Value),
+    /// From the stored form to this kind's.
+    pub from_home: fn(&mut Value),
+    /// The selectable fields, and what the stored kind calls them.
+    pub fields: &'static [(&'static str, &'static str)],
 }
 
 /// One column of a Table.
@@ -133,6 +151,32 @@ impl Resource {
         self.subresources.contains(&name)
     }
 
+    /// Whether its objects are questions, which are answered and never stored.
+    pub fn is_review(&self) -> bool {
+        kinds::review::REVIEWS.iter().any(|review| std::ptr::eq(*review, self))
+    }
+
+    /// The kind under whose name objects of this one are stored: itself, for most.
+    pub fn home(&self) -> &Self {
+        self.stored_as.map_or(self, |stored| stored.home)
+    }
+
+    /// The object in the form in which it is stored.
+    pub fn to_home<'o>(&self, object: &'o Value) -> Cow<'o, Value> {
+        let Some(stored) = self.stored_as else { return Cow::Borrowed(object) };
+        let mut object = object.clone();
+        (stored.to_home)(&mut object);
+        Cow::Owned(object)
+    }
+
+    /// A stored object in this kind's form.
+    pub fn from_home(&self, mut object: Value) -> Value {
+        if let Some(stored) = self.stored_as {
+            (stored.from_home)(&mut object);
+        }
+        object
+    }
+
     /// All selectable fields of an object with their values, `metadata.name` and `metadata.namespace` first.
     pub fn field_values(&self, object: &Value) -> Vec<(String, String)> {
         let mut values = Vec::with_capacity(self.fields.len() + 2);
@@ -150,12 +194,14 @@ impl Resource {
         field == "metadata.name"
             || (self.namespaced && field == "metadata.namespace")
             || self.fields.iter().any(|known| known.name == field)
+            || self.stored_as.is_some_and(|stored| stored.fields.iter().any(|(own, _)| *own == field))
     }
 }
 
 /// Every kind that the API serves.
 pub static RESOURCES: &[&Resource] = &[
     &kinds::configmap::RESOURCE,
+    &kinds::endpoints::RESOURCE,
     &kinds::event::RESOURCE,
     &kinds::namespace::RESOURCE,
     &kinds::node::RESOURCE,
@@ -167,12 +213,26 @@ pub static RESOURCES: &[&Resource] = &[
     &kinds::replicaset::RESOURCE,
     &kinds::lease::RESOURCE,
     &kinds::endpointslice::RESOURCE,
+    &kinds::event_v1::RESOURCE,
 ];
+
+/// Every kind that a client may send: those that are stored, then reviews.
+pub(crate) fn sendable() -> impl Iterator<Item = &'static Resource> {
+    RESOURCES.iter().chain(kinds::review::REVIEWS).copied()
+}
 
 /// Finds a kind by the names in a path.
 pub fn by_plural(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    RESOURCES
-        .iter()
+    named(RESOURCES, group, version, plural)
+}
+
+/// Finds a review by the names in a path.
+pub fn review_by_plural(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    named(kinds::review::REVIEWS, group, version, plural)
+}
+
+fn named(all: &[&'static Resource], group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    all.iter()
         .copied()
         .find(|resource| resource.plural == plural && resource.group == group && resource.version == version)
 }

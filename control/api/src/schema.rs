@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, Visitor};
 
 use crate::merge_keys::{self, Rules};
-use crate::resource::RESOURCES;
+use crate::resource::sendable;
 
 /// The type of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub struct Schema {
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     let mut schema = Schema::default();
-    for resource in RESOURCES {
+    for resource in sendable() {
         resource.strategy.trace(&mut schema);
     }
     // Bodies of requests that are no kind of their own.
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_traced() {
-        for resource in RESOURCES {
+        for resource in sendable() {
             let Kind::Struct(id) = resource.strategy.kind() else { panic!("{} is no struct", resource.kind) };
             assert!(id.ends_with(&format!(".v1.{}", resource.kind)), "{id}");
             let fields = &schema().get(&id).expect(&id).fields;

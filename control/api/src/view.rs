@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::de::DeserializeOwned;
@@ -222,6 +222,7 @@ typed_kinds![
     (Pod, pods, POD, "", "v1"),
     (Service, services, SERVICE, "", "v1"),
     (ServiceAccount, service_accounts, SERVICE_ACCOUNT, "", "v1"),
+    (Endpoints, endpoints, ENDPOINTS, "", "v1"),
     (EndpointSlice, endpoint_slices, ENDPOINT_SLICE, "discovery.k8s.io", "v1"),
     (Deployment, deployments, DEPLOYMENT, "apps", "v1"),
     (ReplicaSet, replica_sets, REPLICA_SET, "apps", "v1"),

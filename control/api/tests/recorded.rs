@@ -78,9 +78,9 @@ fn comparable(resource: &Resource, mut object: Value) -> Value {
         "EndpointSlice" if object["endpoints"].is_null() => object["endpoints"] = json!([]),
         _ => {}
     }
-    for key in ["ports", "eventTime", "reportingComponent", "reportingInstance"] {
+    for key in ["ports", "eventTime", "reportingComponent", "reportingInstance", "deprecatedSource"] {
         let value = &object[key];
-        if value.is_null() || value == "" {
+        if value.is_null() || value == "" || *value == json!({}) {
             remove(&mut object, "", key);
         }
     }

@@ -1,7 +1,8 @@
 //! Who asks, by TLS client certificate, and whether they may.
 
 use hyper::header::{AUTHORIZATION, HeaderMap};
-use lichen_api::Status;
+use lichen_api::kinds::review;
+use lichen_api::{Resource, Status};
 use lichen_registry::Identity;
 use rustls::pki_types::CertificateDer;
 
@@ -9,6 +10,13 @@ use crate::path::{Path, Target};
 
 /// The user that a request without credentials is.
 const ANONYMOUS: &str = "system:anonymous";
+/// The group of everybody who has credentials.
+pub(crate) const AUTHENTICATED_GROUP: &str = "system:authenticated";
+/// What everybody with credentials may ask about themselves.
+pub(crate) const OWN_REVIEWS: [&Resource; 3] =
+    [&review::SELF_SUBJECT, &review::SELF_SUBJECT_ACCESS, &review::SELF_SUBJECT_RULES];
+/// What everybody may read.
+pub(crate) const OPEN_URLS: &[&str] = &["/healthz", "/livez", "/readyz", "/version", "/version/"];
 
 /// The identity of a connection: its certificate's, which TLS has verified.
 pub(crate) fn identify(certificates: Option<&[CertificateDer<'_>]>) -> Identity {
@@ -17,7 +25,7 @@ pub(crate) fn identify(certificates: Option<&[CertificateDer<'_>]>) -> Identity 
     match lichen_pki::Identity::from_certificate(leaf) {
         Ok(peer) => {
             let mut groups = peer.groups;
-            groups.push("system:authenticated".to_owned());
+            groups.push(AUTHENTICATED_GROUP.to_owned());
             Identity { user: peer.user, groups }
         }
         Err(error) => {
@@ -45,9 +53,19 @@ pub(crate) fn authorize(identity: &Identity, path: &Path, verb: &str, raw_path: 
         return Ok(());
     }
     match path {
+        Path::Resource(target) if is_own_review(target, verb) && is_authenticated(identity) => Ok(()),
         Path::Resource(target) => Err(forbidden(identity, target, verb)),
         _ => Err(Status::forbidden_path(&identity.user, verb, raw_path)),
     }
+}
+
+fn is_authenticated(identity: &Identity) -> bool {
+    identity.groups.iter().any(|group| group == AUTHENTICATED_GROUP)
+}
+
+fn is_own_review(target: &Target, verb: &str) -> bool {
+    let named = |review: &&Resource| review.group == target.group && review.plural == target.plural;
+    verb == "create" && target.sub.is_none() && OWN_REVIEWS.iter().any(named)
 }
 
 fn forbidden(identity: &Identity, target: &Target, verb: &str) -> Status {

@@ -122,9 +122,8 @@ fn roots() -> Vec<String> {
         ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]
             .map(str::to_owned)
             .to_vec();
-    for resource in lichen_api::RESOURCES {
-        let version = resource.version;
-        match resource.group {
+    for (group, version) in discovery::group_versions() {
+        match group {
             "" => paths.push(format!("/api/{version}")),
             group => paths.extend([format!("/apis/{group}"), format!("/apis/{group}/{version}")]),
         }

@@ -3,7 +3,7 @@
 //! [`build`] binds, [`Bound::run`] serves until its shutdown signal and then drains. Paths are dynamic: whatever the
 //! resource table of `lichen-api` has is served.
 //!
-//! Invariants: nothing but the version and the health checks is answered to who is not in `system:masters`; every
+//! Invariants: who is not in `system:masters` learns nothing but the version, the health and who he is; every
 //! refusal is a Kubernetes `Status` (or the plain text that Kubernetes itself sends); every body, queue and wait is
 //! bounded.
 //!
@@ -27,6 +27,7 @@ mod parse;
 mod path;
 mod query;
 mod respond;
+mod reviews;
 mod router;
 mod server;
 mod watches;

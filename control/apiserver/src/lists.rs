@@ -4,7 +4,7 @@ use bytes::Bytes;
 use hyper::Response;
 use jiff::Timestamp;
 use lichen_api::{Resource, Status, table};
-use lichen_registry::List;
+use lichen_registry::{List, object_of};
 use lichen_store::Record;
 use serde_json::{Map, Value, json};
 
@@ -14,9 +14,9 @@ use crate::respond::{self, Body, BodyError};
 /// Bytes of a list that are written at once; the rest waits until the client has taken them.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// A record's object, parsed.
-pub(crate) fn parsed(record: &Record) -> Result<Value, Status> {
-    record.value().map_err(|_| Status::internal("a stored object cannot be parsed"))
+/// Whether a client gets a record's bytes as they are.
+pub(crate) fn as_stored(resource: &Resource, format: Format) -> bool {
+    (format.shape, format.encoding) == (Shape::Object, Encoding::Json) && resource.stored_as.is_none()
 }
 
 /// One object.
@@ -27,14 +27,17 @@ pub(crate) fn one(
     format: Format,
     now: Timestamp,
 ) -> Result<Response<Body>, Status> {
-    let value = match (format.shape, format.encoding) {
-        (Shape::Object, Encoding::Json) => return Ok(respond::full(code, "application/json", record.json())),
-        (Shape::Object, _) => parsed(record)?,
-        (Shape::Table, _) => {
+    if as_stored(resource, format) {
+        return Ok(respond::full(code, "application/json", record.json()));
+    }
+    let object = object_of(resource, record)?;
+    let value = match format.shape {
+        Shape::Object => object,
+        Shape::Table => {
             let metadata = json!({"resourceVersion": record.revision().to_string()});
-            table::to_table(resource, &[parsed(record)?], metadata, format.include, true, now)
+            table::to_table(resource, &[object], metadata, format.include, true, now)
         }
-        (Shape::Partial, _) => table::partial(&parsed(record)?),
+        Shape::Partial => table::partial(&object),
     };
     Ok(respond::value(code, &value, format.encoding))
 }
@@ -55,10 +58,14 @@ pub(crate) fn list(
         metadata.insert("remainingItemCount".to_owned(), json!(remaining));
     }
     let metadata = Value::Object(metadata);
-    if (format.shape, format.encoding) == (Shape::Object, Encoding::Json) {
+    if as_stored(resource, format) {
         return Ok(whole(resource, list.items, &metadata));
     }
-    let objects = list.items.iter().map(parsed).collect::<Result<Vec<Value>, Status>>()?;
+    let objects = list
+        .items
+        .iter()
+        .map(|record| object_of(resource, record))
+        .collect::<Result<Vec<Value>, Status>>()?;
     drop(list.items);
     let value = match format.shape {
         Shape::Object => json!({

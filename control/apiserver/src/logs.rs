@@ -4,10 +4,9 @@ use futures_util::StreamExt as _;
 use hyper::Response;
 use jiff::{SignedDuration, Timestamp};
 use lichen_api::{FieldError, Status};
-use lichen_registry::LogRequest;
+use lichen_registry::{LogRequest, object_of};
 use serde_json::Value;
 
-use crate::lists::parsed;
 use crate::options;
 use crate::query::Query;
 use crate::respond::{self, Body, BodyError};
@@ -21,7 +20,7 @@ pub(crate) async fn answer(call: Call, name: &str) -> Result<Response<Body>, Sta
     let registry = &call.app.registry;
     let namespace = call.namespace().unwrap_or_default();
     let record = registry.get(call.resource, Some(namespace), name).await?;
-    let pod = parsed(&record)?;
+    let pod = object_of(call.resource, &record)?;
     let container = container(&pod, name, call.query.get("container"))?;
     let (tail_lines, since, limit_bytes) = bounds(&call.query, registry.now())?;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();

@@ -4,7 +4,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Response};
 use lichen_api::k8s::api::autoscaling::v1::Scale;
 use lichen_api::k8s::api::policy::v1::Eviction;
-use lichen_api::{Status, k8s};
+use lichen_api::{Resource, Status, k8s};
 use lichen_registry::{Binding, Configuration, Patch, Written};
 use lichen_store::Revision;
 use serde::de::DeserializeOwned;
@@ -40,7 +40,7 @@ pub(crate) async fn subresource(
     body: Incoming,
 ) -> Result<Response<Body>, Status> {
     if !call.resource.has_subresource(sub) {
-        return Err(Status::unknown_path());
+        return Err(absent(call.resource, sub));
     }
     match (sub, &call.method) {
         ("status", &Method::GET) => get(call, name).await,
@@ -53,6 +53,19 @@ pub(crate) async fn subresource(
         ("eviction", &Method::POST) => evict(call, name, body).await,
         _ => Err(Status::method_not_allowed()),
     }
+}
+
+/// The refusal of a subresource that is not served. Of one that Kubernetes has it says why.
+fn absent(resource: &Resource, sub: &str) -> Status {
+    let mut status = Status::unknown_path();
+    let why = match (resource.kind, sub) {
+        ("Pod", "attach" | "exec" | "portforward" | "proxy") => "nodes open no streams into containers yet",
+        ("Pod", "ephemeralcontainers") => "containers cannot be added to a pod that runs",
+        ("ServiceAccount", "token") => "no tokens are issued yet; clients authenticate with certificates",
+        _ => return status,
+    };
+    status.message = format!("{}/{sub} is not served: {why}", resource.plural);
+    status
 }
 
 async fn get(call: Call, name: &str) -> Result<Response<Body>, Status> {

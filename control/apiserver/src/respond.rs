@@ -97,8 +97,8 @@ pub(crate) fn page_not_found() -> Response<Body> {
 }
 
 /// Adds `Warning` headers.
-pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
-    for warning in warnings.iter().take(WARNINGS_MAX) {
+pub(crate) fn warn(response: &mut Response<Body>, warnings: &[impl AsRef<str>]) {
+    for warning in warnings.iter().take(WARNINGS_MAX).map(AsRef::as_ref) {
         let mut text = String::with_capacity(warning.len());
         for letter in warning.chars() {
             match letter {

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderMap, USER_AGENT};
 use hyper::{Method, Request, Response};
-use lichen_api::{RESOURCES, Resource, Status, by_plural};
+use lichen_api::{RESOURCES, Resource, Status, by_plural, review_by_plural};
 use lichen_registry::{Identity, NodePresence, NodeStreams, Registry};
 use lichen_store::Record;
 use tokio::sync::{Semaphore, watch};
@@ -16,7 +16,7 @@ use crate::negotiate::{self, Encoding, Format};
 use crate::path::{self, Path, Target};
 use crate::query::Query;
 use crate::respond::{self, Body};
-use crate::{auth, collection, discovery, object};
+use crate::{auth, collection, discovery, object, reviews};
 
 /// Requests that are worked on at once, watches and logs aside. The rest is told to come back.
 const IN_FLIGHT_MAX: usize = 512;
@@ -201,7 +201,9 @@ async fn resource(
     parts: hyper::http::request::Parts,
     body: Incoming,
 ) -> Result<Response<Body>, Status> {
-    let Some(resource) = by_plural(&target.group, &target.version, &target.plural) else {
+    let (group, version, plural) = (&target.group, &target.version, &target.plural);
+    let review = review_by_plural(group, version, plural);
+    let Some(resource) = by_plural(group, version, plural).or(review) else {
         return match RESOURCES.iter().any(|known| known.group == target.group) {
             true => Err(Status::unknown_path()),
             false => Ok(respond::page_not_found()),
@@ -224,12 +226,15 @@ async fn resource(
         watch: target.watch || query.flag("watch"),
         query,
     };
-    match (target.name, target.sub) {
+    let mut response = match (target.name, target.sub) {
+        (name, _) if review.is_some() => reviews::answer(call, name.is_some(), body).await,
         (Some(name), Some(sub)) => object::subresource(call, &name, &sub, body).await,
         (Some(name), None) if target.watch => collection::watch_one(call, &name),
         (Some(name), None) => object::answer(call, &name, body).await,
         (None, _) => collection::answer(call, body).await,
-    }
+    }?;
+    respond::warn(&mut response, resource.deprecation.as_slice());
+    Ok(response)
 }
 
 #[cfg(test)]

@@ -6,13 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::Response;
 use lichen_api::{Resource, Status, table};
-use lichen_registry::{Watch, WatchEvent, WatchOptions, WatchStart};
+use lichen_registry::{Watch, WatchEvent, WatchOptions, WatchStart, object_of};
 use lichen_store::{Record, Revision};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::lists::parsed;
+use crate::lists::as_stored;
 use crate::negotiate::{Encoding, Format, REPLY_TYPES, Shape};
 use crate::options;
 use crate::respond::{self, Body, BodyError};
@@ -162,22 +162,18 @@ impl Writer {
 
     fn object(&mut self, out: &mut Vec<u8>, kind: &str, record: &Record) -> Result<(), Status> {
         let record = &self.app.shown(self.resource, record.clone());
-        match self.format.shape {
-            Shape::Object => {
-                begin(out, kind);
-                record.write_json(out, true);
-            }
-            Shape::Partial => {
-                let value = table::partial(&parsed(record)?);
-                begin(out, kind);
-                out.extend_from_slice(value.to_string().as_bytes());
-            }
-            Shape::Table => {
-                let metadata = json!({"resourceVersion": record.revision().to_string()});
-                let value = self.rows(&parsed(record)?, metadata);
-                begin(out, kind);
-                out.extend_from_slice(value.to_string().as_bytes());
-            }
+        if as_stored(self.resource, self.format) {
+            begin(out, kind);
+            record.write_json(out, true);
+        } else {
+            let object = object_of(self.resource, record)?;
+            let value = match self.format.shape {
+                Shape::Object => object,
+                Shape::Partial => table::partial(&object),
+                Shape::Table => self.rows(&object, json!({"resourceVersion": record.revision().to_string()})),
+            };
+            begin(out, kind);
+            out.extend_from_slice(value.to_string().as_bytes());
         }
         out.extend_from_slice(b"}\n");
         Ok(())

@@ -22,7 +22,8 @@ use crate::{Action, Interest, Outcome, Reconciler, Step, hash, pods};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
-const HEADLESS: &str = "service.kubernetes.io/headless";
+/// The label of what belongs to a Service without an address of its own.
+pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Most endpoints of one slice.
 const SLICE_ENDPOINTS_MAX: usize = 100;
@@ -36,25 +37,12 @@ impl Reconciler for EndpointSliceController {
     }
 
     fn interest(&self, view: &View, change: &Change) -> Vec<Interest> {
-        let keys: BTreeSet<ObjectId> = match change.object() {
-            Some(Object::Service(_)) => [change.id.clone()].into(),
-            Some(Object::EndpointSlice(slice)) => {
-                let labels = slice.metadata.labels.as_ref();
-                let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
-                service
-                    .map(|s| ObjectId::new(Kind::SERVICE, &change.id.key.namespace, s))
-                    .into_iter()
-                    .collect()
-            }
-            Some(Object::Pod(_)) => {
-                change.states().flat_map(|pod| services_of(view, pod.metadata())).collect()
-            }
-            Some(Object::Node(_)) if node_matters(change) => {
-                let pods = view.pods_on(&change.id.key.name);
-                pods.flat_map(|pod| services_of(view, &pod.metadata)).collect()
-            }
-            _ => BTreeSet::new(),
-        };
+        let mut keys = services_concerned(view, change);
+        if let Some(Object::EndpointSlice(slice)) = change.object() {
+            let labels = slice.metadata.labels.as_ref();
+            let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
+            keys.extend(service.map(|name| ObjectId::new(Kind::SERVICE, &change.id.key.namespace, name)));
+        }
         keys.into_iter().map(Interest::from).collect()
     }
 
@@ -111,16 +99,29 @@ impl Reconciler for EndpointSliceController {
     }
 }
 
+/// The Services whose endpoints a change may move: by the Service itself, its pods, or their nodes.
+pub(crate) fn services_concerned(view: &View, change: &Change) -> BTreeSet<ObjectId> {
+    match change.object() {
+        Some(Object::Service(_)) => [change.id.clone()].into(),
+        Some(Object::Pod(_)) => change.states().flat_map(|pod| services_of(view, pod.metadata())).collect(),
+        Some(Object::Node(_)) if node_matters(change) => {
+            let pods = view.pods_on(&change.id.key.name);
+            pods.flat_map(|pod| services_of(view, &pod.metadata)).collect()
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
 /// Endpoints that have the same ports, by the UID of their pods.
-struct Group {
-    ports: Vec<EndpointPort>,
-    endpoints: BTreeMap<String, Endpoint>,
+pub(crate) struct Group {
+    pub(crate) ports: Vec<EndpointPort>,
+    pub(crate) endpoints: BTreeMap<String, Endpoint>,
 }
 
 type Placed<'a> = (&'a Arc<EndpointSlice>, String, Vec<Endpoint>);
 
 /// What a Service's slices should hold, by ports. Without any endpoint, one group without ports and endpoints.
-fn groups(view: &View, service: &Service, spec: &ServiceSpec) -> BTreeMap<String, Group> {
+pub(crate) fn groups(view: &View, service: &Service, spec: &ServiceSpec) -> BTreeMap<String, Group> {
     let mut groups = BTreeMap::new();
     for pod in members(view, service) {
         if let Some(endpoint) = endpoint(view, service, spec, pod) {
@@ -242,12 +243,17 @@ fn labels(service: &Service) -> BTreeMap<String, String> {
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     labels.insert(SERVICE_NAME.to_owned(), name(&service.metadata).to_owned());
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
-    if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") {
+    if is_headless(service) {
         labels.insert(HEADLESS.to_owned(), String::new());
     } else {
         labels.remove(HEADLESS);
     }
     labels
+}
+
+/// Whether a Service has no address of its own.
+pub(crate) fn is_headless(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
 }
 
 fn slices_of<'a>(view: &'a View, service: &'a Service) -> impl Iterator<Item = &'a Arc<EndpointSlice>> {
@@ -259,7 +265,8 @@ fn slices_of<'a>(view: &'a View, service: &'a Service) -> impl Iterator<Item = &
     })
 }
 
-fn selector(service: &Service) -> Option<Selector> {
+/// What finds the pods of a Service; `None` where something else than a selector says where it leads.
+pub(crate) fn selector(service: &Service) -> Option<Selector> {
     let spec = service.spec.as_ref()?;
     let external = spec.type_.as_deref() == Some("ExternalName");
     let labels = spec.selector.as_ref().filter(|labels| !labels.is_empty() && !external)?;

@@ -9,6 +9,7 @@
 
 mod deployment;
 mod endpoint_slice;
+mod endpoints;
 mod event_ttl;
 mod garbage_collector;
 mod hash;
@@ -27,6 +28,7 @@ pub use reconciler::{Action, Event, Interest, Outcome, Propagation, Reconciler, 
 pub static RECONCILERS: &[&dyn Reconciler] = &[
     &deployment::DeploymentController,
     &endpoint_slice::EndpointSliceController,
+    &endpoints::EndpointsController,
     &event_ttl::EventTtlController,
     &garbage_collector::GarbageCollector,
     &namespace::NamespaceController,

@@ -2,12 +2,12 @@
 
 use lichen_api::managed;
 use lichen_api::{Resource, Status, names};
-use lichen_store::{CommitError, Draft, Precondition, Revision, Txn};
+use lichen_store::{CommitError, Precondition, Revision, Txn};
 use serde_json::{Value, json};
 
 use crate::error::from_commit;
 use crate::metadata::{check_kind, clear_system_fields, decode, metadata_mut, set_namespace, text};
-use crate::registry::key_of;
+use crate::registry::{draft_of, key_of};
 use crate::{Identity, Registry, WriteOptions, Written};
 
 /// Times that a create is tried again when something that it depends on changed meanwhile.
@@ -104,7 +104,7 @@ impl Registry {
         }
         let warnings = resource.strategy.warnings(&object);
         let key = key_of(resource, namespace, &name);
-        let draft = Draft::new(&object, resource.field_values(&object));
+        let draft = draft_of(resource, &object);
         if options.dry_run {
             if self.inner.store.get(&key).is_some() {
                 return Err(Refused::Exists(Status::already_exists(resource, &name)));

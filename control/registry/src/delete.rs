@@ -2,14 +2,14 @@
 
 use jiff::SignedDuration;
 use lichen_api::{Resource, Status, names};
-use lichen_store::{CommitError, Draft, Precondition, Record, Revision, Txn};
+use lichen_store::{CommitError, Precondition, Record, Revision, Txn};
 use serde_json::{Value, json};
 
 use crate::allocate::release;
-use crate::error::{from_commit, unreadable};
+use crate::error::from_commit;
 use crate::metadata::{finalizers, is_terminating, metadata_mut};
 use crate::modify::may_go;
-use crate::registry::{key_of, name_of, namespace_of};
+use crate::registry::{draft_of, key_of, name_of, namespace_of, object_of};
 use crate::{DeleteOptions, Deleted, Filter, Identity, List, ListOptions, Propagation, Registry};
 
 /// Times that a deletion is tried on a newer version of the object.
@@ -40,13 +40,13 @@ impl Registry {
             attempt += 1;
             let record = self.inner.store.get(&key).ok_or_else(|| Status::not_found(resource, name))?;
             check(resource, name, &record, options)?;
-            let old = record.value().map_err(|error| unreadable(resource, name, &error))?;
+            let old = object_of(resource, &record)?;
             let pre = Precondition::Revision(record.revision());
             let mut txn = Txn::new().fenced(options.fence);
             let outcome = match self.end_of(resource, &old, options) {
                 End::Waiting => return Ok(Deleted { record, gone: false }),
                 End::Marked(object) => {
-                    let draft = Draft::new(&object, resource.field_values(&object));
+                    let draft = draft_of(resource, &object);
                     txn = txn.put(key.clone(), pre, draft.clone());
                     (draft, false)
                 }

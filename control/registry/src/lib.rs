@@ -39,6 +39,6 @@ pub use options::{
 };
 pub use pods::Binding;
 pub use presence::{NODE_LEASE_NAMESPACE, NodePresence};
-pub use registry::{Registry, Sources, key_of, name_of, namespace_of};
+pub use registry::{Registry, Sources, key_of, name_of, namespace_of, object_of};
 pub use streams::{LogRequest, LogStream, NodeStreams};
 pub use watch::{Watch, WatchEvent};

@@ -7,7 +7,7 @@ use lichen_store::{Key, RangeError, RangeOptions, Record, Revision};
 use serde::{Deserialize, Serialize};
 
 use crate::registry::prefix_of;
-use crate::{List, ListOptions, Registry, RevisionMatch};
+use crate::{Filter, List, ListOptions, Registry, RevisionMatch};
 
 /// Records read at once while a selector looks for enough to fill a page.
 const CHUNK_RECORDS: usize = 1024;
@@ -52,7 +52,7 @@ impl Registry {
         namespace: Option<&str>,
         options: &ListOptions,
     ) -> Result<List, Status> {
-        options.filter.fields.check(resource)?;
+        let filter = options.filter.of_home(resource)?;
         let current = match options.revision {
             RevisionMatch::Newest => {
                 self.barrier().await?;
@@ -77,20 +77,22 @@ impl Registry {
             range.after = Some(Key::new(format!("{prefix}{}", token.start)));
             after = Some(token.start);
         }
-        self.collect(&prefix, range, options).map_err(|error| expired(&error, after.as_deref()))
+        self.collect(&prefix, range, &filter, options.limit)
+            .map_err(|error| expired(&error, after.as_deref()))
     }
 
     fn collect(
         &self,
         prefix: &str,
         mut range: RangeOptions,
-        options: &ListOptions,
+        filter: &Filter,
+        limit: Option<usize>,
     ) -> Result<List, RangeError> {
-        let everything = options.filter.is_everything();
-        let limit = options.limit.unwrap_or(usize::MAX);
+        let everything = filter.is_everything();
+        let most = limit.unwrap_or(usize::MAX);
         let mut items: Vec<Record> = Vec::new();
         loop {
-            range.limit = match options.limit {
+            range.limit = match limit {
                 None => None,
                 Some(limit) if everything => Some(limit - items.len()),
                 Some(_) => Some(CHUNK_RECORDS),
@@ -101,9 +103,9 @@ impl Registry {
             let mut left = page.items.into_iter();
             for (key, record) in left.by_ref() {
                 range.after = Some(key);
-                if everything || options.filter.matches(&record) {
+                if everything || filter.matches(&record) {
                     items.push(record);
-                    if items.len() >= limit {
+                    if items.len() >= most {
                         break;
                     }
                 }
@@ -112,7 +114,7 @@ impl Registry {
             if !more {
                 return Ok(List { revision: page.revision, items, continue_token: None, remaining: None });
             }
-            if items.len() >= limit {
+            if items.len() >= most {
                 let start = range
                     .after
                     .as_ref()

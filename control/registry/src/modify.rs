@@ -5,12 +5,12 @@ use lichen_store::{CommitError, Draft, Precondition, Record, Revision, Txn};
 use serde_json::{Value, json};
 
 use crate::allocate::{keep_allocated, release};
-use crate::error::{from_commit, unreadable};
+use crate::error::from_commit;
 use crate::metadata::{
     Undecodable, check_kind, decode, finalizers, is_terminating, keep_system_fields, metadata_mut,
     set_namespace, text,
 };
-use crate::registry::key_of;
+use crate::registry::{draft_of, key_of, object_of};
 use crate::{Identity, Patch, Registry, WriteOptions, Written};
 
 /// Times that a write is tried on a newer version of the object before the client is told of the conflict.
@@ -136,7 +136,7 @@ impl Registry {
         loop {
             attempt += 1;
             let record = self.inner.store.get(&key).ok_or_else(|| Status::not_found(resource, name))?;
-            let old = record.value().map_err(|error| unreadable(resource, name, &error))?;
+            let old = object_of(resource, &record)?;
             let mut warnings = Vec::new();
             let new = change(&old, &mut warnings)?;
             let asked = text(&new, "resourceVersion");
@@ -219,7 +219,7 @@ impl Registry {
             return Ok(Prepared::Same);
         }
         if is_terminating(&new) && may_go(resource, &new) {
-            let draft = Draft::new(&new, resource.field_values(&new));
+            let draft = draft_of(resource, &new);
             return Ok(Prepared::Delete(draft, release(resource, old)));
         }
         if !applies {
@@ -227,7 +227,7 @@ impl Registry {
                 target.options.field_manager.as_deref().unwrap_or_else(|| target.identity.default_manager());
             managed::update(resource, Some(old), &mut new, manager, self.now(), sub.unwrap_or_default());
         }
-        let draft = Draft::new(&new, resource.field_values(&new));
+        let draft = draft_of(resource, &new);
         Ok(Prepared::Put(draft, new, ops))
     }
 }

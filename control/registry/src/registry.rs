@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use lichen_api::{Resource, Status};
-use lichen_store::{Key, Record, Revision, Store};
+use lichen_store::{Draft, Key, Record, Revision, Store};
+use serde_json::Value;
 
 use crate::AllocationRanges;
-use crate::error::from_commit;
+use crate::error::{from_commit, unreadable};
 
 /// Where time and randomness come from. Nothing else in this crate has either.
 #[derive(Clone)]
@@ -131,8 +132,23 @@ pub fn key_of(resource: &Resource, namespace: Option<&str>, name: &str) -> Key {
     Key::from(key)
 }
 
+/// A record's object in the form of the kind that it was asked for as.
+pub fn object_of(resource: &Resource, record: &Record) -> Result<Value, Status> {
+    record
+        .value()
+        .map(|stored| resource.from_home(stored))
+        .map_err(|error| unreadable(resource, name_of(record), &error))
+}
+
+/// An object as it is stored.
+pub(crate) fn draft_of(resource: &Resource, object: &Value) -> Draft {
+    let object = resource.to_home(object);
+    Draft::new(&object, resource.home().field_values(&object))
+}
+
 /// The prefix of all keys of a kind, or of those in one namespace.
 pub(crate) fn prefix_of(resource: &Resource, namespace: Option<&str>) -> String {
+    let resource = resource.home();
     let group = if resource.group.is_empty() { "core" } else { resource.group };
     match namespace {
         Some(namespace) => format!("/{group}/{}/{namespace}/", resource.plural),

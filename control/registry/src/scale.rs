@@ -4,9 +4,9 @@ use lichen_api::{FieldError, Resource, Status, labels, patch};
 use lichen_store::Record;
 use serde_json::{Map, Value, json};
 
-use crate::error::unreadable;
 use crate::metadata::text;
 use crate::modify::Target;
+use crate::registry::object_of;
 use crate::{Identity, Patch, Registry, WriteOptions};
 
 impl Registry {
@@ -18,7 +18,7 @@ impl Registry {
         name: &str,
     ) -> Result<Value, Status> {
         let record = self.get(resource, namespace, name).await?;
-        scale_of(resource, name, &record)
+        scale_of(resource, &record)
     }
 
     /// Replaces an object's `Scale`.
@@ -39,7 +39,7 @@ impl Registry {
         }
         let target = Target { identity, resource, namespace, name, sub: None, applies: false, options };
         let written = self.modify(&target, |old, _| scaled(old, scale, name)).await?;
-        scale_of(resource, name, &written.record)
+        scale_of(resource, &written.record)
     }
 
     /// Patches an object's `Scale`.
@@ -66,13 +66,12 @@ impl Registry {
                 scaled(old, &scale, name)
             })
             .await?;
-        scale_of(resource, name, &written.record)
+        scale_of(resource, &written.record)
     }
 }
 
-fn scale_of(resource: &Resource, name: &str, record: &Record) -> Result<Value, Status> {
-    let object = record.value().map_err(|error| unreadable(resource, name, &error))?;
-    Ok(to_scale(&object))
+fn scale_of(resource: &Resource, record: &Record) -> Result<Value, Status> {
+    object_of(resource, record).map(|object| to_scale(&object))
 }
 
 fn to_scale(object: &Value) -> Value {

@@ -47,7 +47,7 @@ impl Registry {
         namespace: Option<&str>,
         options: &WatchOptions,
     ) -> Result<Watch, Status> {
-        options.filter.fields.check(resource)?;
+        let mut filter = options.filter.of_home(resource)?;
         let mut prefix = prefix_of(resource, namespace);
         let name = options.filter.name.as_deref().or_else(|| options.filter.fields.exact("metadata.name"));
         // One object's watch wakes up for that object only, and for those whose names begin like its own.
@@ -57,7 +57,6 @@ impl Registry {
             }
             prefix.push_str(name);
         }
-        let mut filter = options.filter.clone();
         filter.name = name.map(str::to_owned);
         match options.start {
             WatchStart::Now => self.watch_after(&prefix, filter, self.revision()),
@@ -137,6 +136,12 @@ impl Filter {
         self.name.as_deref().is_none_or(|name| crate::name_of(record) == name)
             && (self.labels.is_everything() || self.labels.matches(&Fields(record.labels())))
             && (self.fields.is_everything() || self.fields.matches(&Fields(record.fields())))
+    }
+
+    /// The filter of stored objects that stands for this one of a kind's; refuses fields that the kind is not selected by.
+    pub(crate) fn of_home(&self, resource: &Resource) -> Result<Self, Status> {
+        self.fields.check(resource)?;
+        Ok(Self { fields: self.fields.of_home(resource), ..self.clone() })
     }
 
     /// Whether every record is in view.

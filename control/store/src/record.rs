@@ -297,7 +297,7 @@ impl Record {
         Self { draft: self.draft.with_body(edit), ..*self }
     }
 
-    /// The object's JSON with `resourceVersion` and `managedFields`.
+    /// The object's JSON with `managedFields`, and with `resourceVersion` unless its revision is 0.
     #[must_use]
     pub fn json(&self) -> Bytes {
         let mut out = Vec::with_capacity(self.draft.size() + 64);
@@ -315,18 +315,22 @@ impl Record {
         // `decode` has checked that the slot lies inside the body.
         let (before, after) = body.split_at(self.draft.slot as usize);
         out.extend_from_slice(before);
-        if self.draft.flags & SLOT_COMMA != 0 {
-            out.push(b',');
-        }
+        let mut comma = self.draft.flags & SLOT_COMMA != 0;
+        let mut add = |name: &[u8], value: &[u8]| {
+            if std::mem::replace(&mut comma, true) {
+                out.push(b',');
+            }
+            out.extend_from_slice(name);
+            out.extend_from_slice(value);
+        };
         let managed = self.draft.managed_fields();
         if managed_fields && !managed.is_empty() {
-            out.extend_from_slice(b"\"managedFields\":");
-            out.extend_from_slice(managed);
-            out.push(b',');
+            add(b"\"managedFields\":", managed);
         }
-        out.extend_from_slice(b"\"resourceVersion\":\"");
-        out.extend_from_slice(self.revision.to_string().as_bytes());
-        out.push(b'"');
+        // What was never written has no version.
+        if self.revision > Revision(0) {
+            add(b"\"resourceVersion\":", format!("\"{}\"", self.revision).as_bytes());
+        }
         out.extend_from_slice(after);
     }
 

@@ -33,6 +33,8 @@ pub static RESOURCE: Resource = Resource {
     },
     fields: &[],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<ConfigMap> = Typed::new(Hooks {

@@ -36,6 +36,8 @@ pub static RESOURCE: Resource = Resource {
     row,
     fields: &[],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<EndpointSlice> =

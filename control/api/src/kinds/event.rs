@@ -71,6 +71,8 @@ pub static RESOURCE: Resource = Resource {
         FieldSelector { name: "type", get: |object| of(object, "/type") },
     ],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<Event> = Typed::new(Hooks { validate, ..Hooks::NONE });
@@ -80,9 +82,12 @@ fn of(object: &Value, pointer: &str) -> String {
 }
 
 fn validate(object: &At<'_>, errors: &mut Vec<FieldError>) {
-    let (namespace, about) =
-        (object.below(&["metadata", "namespace"]), object.below(&["involvedObject", "namespace"]));
-    // An event about an object without a namespace lives in the default one.
+    validate_namespace(object, &object.field("involvedObject"), errors);
+}
+
+/// An event lives in the namespace of the object that it is about; without one, in the default one.
+pub(super) fn validate_namespace(object: &At<'_>, about: &At<'_>, errors: &mut Vec<FieldError>) {
+    let (namespace, about) = (object.below(&["metadata", "namespace"]), about.field("namespace"));
     let expected = table::or(about.text(), "default");
     let allowed = namespace.text() == expected || (about.is_empty() && namespace.text() == "kube-system");
     if !allowed {

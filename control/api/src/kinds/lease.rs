@@ -29,6 +29,8 @@ pub static RESOURCE: Resource = Resource {
     },
     fields: &[],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<Lease> = Typed::new(Hooks { default, validate, ..Hooks::NONE });

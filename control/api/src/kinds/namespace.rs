@@ -33,6 +33,8 @@ pub static RESOURCE: Resource = Resource {
         get: |object| table::text(object, "/status/phase").to_owned(),
     }],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<Namespace> = Typed::new(Hooks {

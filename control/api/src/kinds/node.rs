@@ -45,6 +45,8 @@ pub static RESOURCE: Resource = Resource {
         get: |object| (object.pointer("/spec/unschedulable") == Some(&Value::Bool(true))).to_string(),
     }],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 // A node registers itself with its status, so that a create keeps it.

@@ -55,6 +55,8 @@ pub static RESOURCE: Resource = Resource {
         },
     ],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<Pod> = Typed::new(Hooks {

@@ -41,6 +41,8 @@ pub static RESOURCE: Resource = Resource {
         get: |object| table::number(object, "/status/replicas").to_string(),
     }],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<ReplicaSet> = Typed::new(Hooks {

@@ -38,6 +38,8 @@ pub static RESOURCE: Resource = Resource {
     },
     fields: &[FieldSelector { name: "type", get: |object| table::text(object, "/type").to_owned() }],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<Secret> = Typed::new(Hooks { default, validate, validate_update, ..Hooks::NONE });

@@ -46,6 +46,8 @@ pub static RESOURCE: Resource = Resource {
         FieldSelector { name: "spec.type", get: |object| table::text(object, "/spec/type").to_owned() },
     ],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<Service> = Typed::new(Hooks {

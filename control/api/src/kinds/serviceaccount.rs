@@ -24,6 +24,8 @@ pub static RESOURCE: Resource = Resource {
     row: |object, now| vec![table::name(object), table::age(object, now)],
     fields: &[],
     strategy: &STRATEGY,
+    stored_as: None,
+    deprecation: None,
 };
 
 static STRATEGY: Typed<ServiceAccount> = Typed::new(Hooks::NONE);

@@ -131,3 +131,62 @@ fn ports_by_name_are_those_of_each_pod() {
     assert_eq!(numbers(&cluster), [Some(1234)]);
     cluster.assert_at_rest();
 }
+
+/// The Endpoints of a Service: of each subset its ports, how many are ready and how many are not.
+fn told(cluster: &Cluster, name: &str) -> Option<Vec<(Vec<i32>, usize, usize)>> {
+    let endpoints = cluster.view.endpoints.get("default", name)?;
+    let count = |list: &Option<Vec<_>>| list.as_ref().map_or(0, Vec::len);
+    let subsets = endpoints.subsets.iter().flatten();
+    let told = subsets.map(|subset| {
+        let ports = subset.ports.iter().flatten().map(|port| port.port).collect();
+        (ports, count(&subset.addresses), count(&subset.not_ready_addresses))
+    });
+    Some(told.collect())
+}
+
+#[test]
+fn endpoints_in_the_older_form_tell_the_same() {
+    let mut cluster = Cluster::new();
+    cluster.quick = false;
+    let id = cluster.create(service("web", "web"));
+    cluster.settle();
+    assert_eq!(told(&cluster, "web"), Some(vec![]));
+    let labels = cluster.view.endpoints.get("default", "web").unwrap().metadata.labels.clone().unwrap();
+    assert_eq!(labels["endpoints.kubernetes.io/managed-by"], "endpoint-controller");
+    let deployed = cluster.create(deployment("web", 2));
+    cluster.run();
+    assert_eq!(told(&cluster, "web"), Some(vec![(vec![8080], 2, 0)]));
+    let pod = cluster.pods().remove(0);
+    cluster.set_pod(&pod, |value, _| value["status"]["conditions"] = json!([]));
+    cluster.settle();
+    assert_eq!(told(&cluster, "web"), Some(vec![(vec![8080], 1, 1)]));
+    // A pod that ends is told by its slice only.
+    cluster.edit(&deployed, |value| value["spec"]["replicas"] = json!(1));
+    cluster.settle();
+    assert_eq!(told(&cluster, "web"), Some(vec![(vec![8080], 1, 0)]));
+    cluster.edit(&id, |value| value["spec"]["publishNotReadyAddresses"] = json!(true));
+    cluster.settle();
+    assert_eq!(told(&cluster, "web"), Some(vec![(vec![8080], 2, 0)]));
+    cluster.assert_at_rest();
+    cluster.delete(&id, None);
+    cluster.settle();
+    assert_eq!(told(&cluster, "web"), None);
+}
+
+#[test]
+fn endpoints_of_a_service_without_a_selector_are_their_makers() {
+    let mut cluster = Cluster::new();
+    let mut bare = service("bare", "x");
+    bare["spec"].as_object_mut().unwrap().remove("selector");
+    let id = cluster.create(bare);
+    cluster.create(
+        json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "bare", "namespace": "default"},
+        "subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 1}]}]}),
+    );
+    cluster.settle();
+    assert_eq!(told(&cluster, "bare"), Some(vec![(vec![1], 1, 0)]));
+    cluster.delete(&id, None);
+    cluster.settle();
+    assert_eq!(told(&cluster, "bare"), Some(vec![(vec![1], 1, 0)]));
+    cluster.assert_at_rest();
+}
