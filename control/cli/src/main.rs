@@ -43,6 +43,9 @@ enum Command {
     /// Manage the tokens with which nodes join.
     #[command(subcommand)]
     Token(commands::token::Token),
+    /// Look after the files of a server that does not run.
+    #[command(subcommand)]
+    Store(commands::store::Store),
     /// Put a component into the cluster's registry.
     Push(commands::push::Arguments),
     /// Make the cluster's objects what a manifest says.
@@ -102,6 +105,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Server(arguments) => commands::server::run(arguments).await,
         Command::Agent(arguments) => commands::agent::run(arguments).await,
         Command::Token(command) => commands::token::run(&client()?, command).await,
+        Command::Store(command) => commands::store::run(command).await,
         Command::Push(arguments) => commands::push::run(&client()?, arguments).await,
         Command::Apply(arguments) => commands::apply::run(&client()?, arguments).await,
         Command::Get(arguments) => commands::get::run(&client()?, arguments).await,

@@ -16,7 +16,7 @@ use crate::log::MEMBER;
 use crate::types::{LogId, Membership, StoredMembership, put_log_id, read_log_id};
 use crate::{Change, Key, Record, Revision};
 
-const NAME: &str = "state.redb";
+pub(crate) const NAME: &str = "state.redb";
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
 /// By revision and place within its transaction.
 const HISTORY: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("history");
@@ -150,6 +150,15 @@ impl StateFile {
         let file = Self { disk, member };
         file.verify_owner()?;
         Ok(file)
+    }
+
+    /// Whose state a file holds, and which, without opening it for anybody. Blocks.
+    pub(crate) fn look(source: crate::storage::Source) -> Result<(u64, Image), DiskError> {
+        let disk = Disk::on(source, NAME, &|_| Ok(()))?;
+        let owner = disk.read(|view| read_meta(view, MEMBER))?.unwrap_or_default();
+        let member = Reader::new(&owner).u64().map_err(|error| disk.corrupt(MEMBER, error))?;
+        let image = Self { disk, member }.load()?;
+        Ok((member, image))
     }
 
     fn verify_owner(&self) -> Result<(), DiskError> {

@@ -15,6 +15,7 @@
 
 mod apply;
 mod change;
+mod check;
 mod codec;
 mod disk;
 mod error;
@@ -40,6 +41,7 @@ mod types;
 
 pub use apply::{Applied, Rejection, View, apply};
 pub use change::{Change, ChangeKind};
+pub use check::{Report, check};
 pub use codec::DecodeError;
 pub use error::{CommitError, Committed, ErrorKind, OpenError};
 pub use history::HistoryBounds;

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
-use redb::{Durability, TableDefinition};
+use redb::{Durability, ReadableTableMetadata as _, TableDefinition};
 use tokio::sync::oneshot;
 
 use crate::codec::Reader;
@@ -32,7 +32,7 @@ const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-const NAME: &str = "log.redb";
+pub(crate) const NAME: &str = "log.redb";
 /// The member that a file belongs to.
 pub(crate) const MEMBER: &str = "member";
 const VOTE: &str = "vote";
@@ -61,6 +61,10 @@ impl Tail {
     /// The first index in memory.
     fn first(&self) -> u64 {
         self.entries.front().map_or_else(|| self.next(), |(entry, _)| entry.log_id.index)
+    }
+
+    fn facts(&self, member: u64) -> LogFacts {
+        LogFacts { member, last: self.last, purged: self.purged, vote: self.vote }
     }
 
     fn evict(&mut self) {
@@ -107,6 +111,15 @@ impl Shared {
     }
 }
 
+/// What a log holds.
+#[derive(Debug)]
+pub(crate) struct LogFacts {
+    pub(crate) member: u64,
+    pub(crate) last: Option<LogId>,
+    pub(crate) purged: Option<LogId>,
+    pub(crate) vote: Option<Vote>,
+}
+
 /// Raft's log. Clones are the same log.
 #[derive(Clone, Debug)]
 pub(crate) struct LogStore {
@@ -146,6 +159,19 @@ impl LogStore {
         let writer = std::thread::Builder::new().name("store-log".into()).spawn(move || scribe.run(&orders));
         let writer = writer.map_err(|error| DiskError::io(NAME, &error))?;
         Ok((Self { shared }, writer))
+    }
+
+    /// What a log holds and how many entries that is, without opening it for anybody. Blocks.
+    pub(crate) fn look(source: crate::storage::Source) -> Result<(LogFacts, u64), DiskError> {
+        let disk = Disk::on(source, NAME, &init)?;
+        let tail = disk.read(read_tail)?;
+        let entries = disk.read(|view| Ok(view.open_table(LOG)?.len()?))?;
+        Ok((tail.facts(read_member(&disk)?), entries))
+    }
+
+    /// What it holds.
+    pub(crate) fn facts(&self) -> LogFacts {
+        self.shared.tail().facts(self.shared.member)
     }
 
     /// The member's id: minted when the log is made, never changed.

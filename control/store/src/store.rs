@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{Semaphore, watch};
 
+use crate::check::contradictions;
 use crate::disk::{DirLock, DiskError};
 use crate::file::StateFile;
 use crate::flush::Flusher;
@@ -397,6 +398,9 @@ impl Files {
         let load = || {
             let file = Arc::new(open(log.member_id())?);
             let image = file.load()?;
+            if let Some(problem) = contradictions(&log.facts(), &image.position).first() {
+                return Err(file.disk().corrupt("the state and the log", problem));
+            }
             let position = image.position.clone();
             let (flush, flusher) = Flusher::start(file.clone(), health.clone(), position.clone())
                 .map_err(|error| DiskError::io("state.redb", &error))?;

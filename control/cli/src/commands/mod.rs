@@ -11,5 +11,6 @@ pub(crate) mod get;
 pub(crate) mod logs;
 pub(crate) mod push;
 pub(crate) mod server;
+pub(crate) mod store;
 pub(crate) mod token;
 pub(crate) mod up;

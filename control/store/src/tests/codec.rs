@@ -75,8 +75,21 @@ fn every_flipped_bit_of_a_record_is_found() {
 
 #[test]
 fn another_version_is_named() {
-    let encoded = crate::codec::seal_bytes(b"whatever", 9);
-    assert_eq!(Record::decode(&encoded), Err(DecodeError::Version { found: 9, known: 1 }));
+    let mut txn = Vec::new();
+    Txn::new().encode(&mut txn);
+    for found in [0, 2, 9] {
+        let sealed = crate::codec::seal_bytes(b"whatever", found);
+        let expected = DecodeError::Version { found, known: 1 };
+        assert_eq!(Record::decode(&sealed), Err(expected.clone()));
+        assert_eq!(Change::decode(&sealed), Err(expected.clone()));
+        assert_eq!(decode_entry(&sealed), Err(expected.clone()));
+        // A draft and a transaction lie within a seal, and have a version each all the same.
+        let mut draft = draft("a", "1").encoded().to_vec();
+        draft[0] = found;
+        assert_eq!(Draft::decode(Bytes::from(draft)), Err(expected.clone()));
+        txn[0] = found;
+        assert_eq!(Txn::decode(&txn), Err(expected));
+    }
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

@@ -113,9 +113,15 @@ async fn a_flipped_byte_is_never_served() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x40;
             std::fs::write(dir.path().join(file), damaged).unwrap();
+            std::fs::write(dir.path().join("lock"), "").unwrap();
+            let found = crate::check(dir.path()).unwrap().problems;
             match Store::open(Config::new(dir.path())).await {
-                Err(_) => refused += 1,
+                Err(_) => {
+                    assert!(!found.is_empty(), "{file} at {at}");
+                    refused += 1;
+                }
                 Ok(store) => {
+                    assert!(found.is_empty(), "{file} at {at}: {found:?}");
                     assert_eq!(store.range("/", &Default::default()).unwrap(), page, "{file} at {at}");
                     assert_eq!(
                         store.get(&key("k7")).as_ref(),
@@ -140,8 +146,85 @@ async fn files_of_two_members_are_refused() {
     std::fs::copy(b.path().join("log.redb"), a.path().join("log.redb")).unwrap();
     let error = Store::open(Config::new(a.path())).await.unwrap_err();
     assert!(matches!(&error, OpenError::Corrupt { .. }), "{error:?}");
+    let report = crate::check(a.path()).unwrap();
+    assert_eq!(report.problems, ["the state is another member's than the log"], "{report}");
     // A log that is gone takes the member's vote and identity with it.
     std::fs::remove_file(b.path().join("log.redb")).unwrap();
     let error = Store::open(Config::new(b.path())).await.unwrap_err();
     assert!(matches!(&error, OpenError::Corrupt { .. }), "{error:?}");
+}
+
+/// Files of one member that are not of one time: a log from before, put back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_older_than_its_state_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, before) = (dir.path().join("log.redb"), dir.path().join("before"));
+    for value in ["1", "2"] {
+        let store = Store::open(Config::new(dir.path())).await.unwrap();
+        write(&store, "a", value).await;
+        store.shutdown().await;
+        if value == "1" {
+            std::fs::copy(&log, &before).unwrap();
+        }
+    }
+    std::fs::rename(&before, &log).unwrap();
+    let error = Store::open(Config::new(dir.path())).await.unwrap_err();
+    assert!(matches!(&error, OpenError::Corrupt { .. }), "{error:?}");
+    assert!(error.to_string().contains("the log is older than the state beside it"), "{error}");
+    let report = crate::check(dir.path()).unwrap();
+    assert_eq!(report.problems, ["the log is older than the state beside it"], "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_reads_everything_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = crate::check(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Io { .. }), "{error:?}");
+    let store = Store::open(Config::new(dir.path())).await.unwrap();
+    for index in 0..30 {
+        write(&store, &format!("k{index}"), "1").await;
+    }
+    let error = crate::check(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
+    // As after kill -9, with the state behind the log.
+    let killed = tempfile::tempdir().unwrap();
+    for file in ["lock", "log.redb", "state.redb"] {
+        std::fs::copy(dir.path().join(file), killed.path().join(file)).unwrap();
+    }
+    let revision = store.revision();
+    store.shutdown().await;
+    for dir in [dir.path(), killed.path()] {
+        let files = ["log.redb", "state.redb"].map(|file| dir.join(file));
+        let before = files.each_ref().map(|file| std::fs::read(file).unwrap());
+        let report = crate::check(dir).unwrap();
+        assert_eq!(report.problems, Vec::<String>::new(), "{report}");
+        assert!(report.entries > 30 && report.member.is_some(), "{report}");
+        assert!(report.to_string().ends_with("no problem found"), "{report}");
+        assert_eq!(files.map(|file| std::fs::read(file).unwrap()), before);
+    }
+    let report = crate::check(dir.path()).unwrap();
+    assert_eq!((report.records, report.revision), (30, revision));
+}
+
+/// Every format at rest says which version it is, and one that this build does not know is named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_another_version_is_refused_and_named() {
+    use crate::disk::{Disk, write_meta};
+    for (file, found) in [("log.redb", 0u32), ("log.redb", 2), ("state.redb", 0), ("state.redb", 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Config::new(dir.path())).await.unwrap();
+        write(&store, "a", "1").await;
+        store.shutdown().await;
+        let disk = Disk::open(dir.path(), file, &|_| Ok(())).unwrap();
+        let set =
+            |transaction: &redb::WriteTransaction| write_meta(transaction, "format", &found.to_le_bytes());
+        disk.write(redb::Durability::Immediate, set).unwrap();
+        disk.close();
+        let error = Store::open(Config::new(dir.path())).await.unwrap_err();
+        assert!(matches!(&error, OpenError::Version { .. }), "{error:?}");
+        let told = format!("{file}: format {found}, while this build reads 1");
+        assert!(error.to_string().contains(&told), "{error}");
+        let report = crate::check(dir.path()).unwrap();
+        assert_eq!(report.problems, [told], "{report}");
+    }
 }

@@ -272,7 +272,15 @@ impl Bed {
                 let (client, to) = (client.clone(), to.clone());
                 async move { client.create(&to, &config_map(first + index)).await.map(drop) }
             };
+            let before = self.server.usage()?.written_bytes;
             self.measure(figures, "create a ConfigMap", clients, count, create).await?;
+            // What was applied last is brought to rest a moment later.
+            tokio::time::sleep(SETTLE).await;
+            let written = (self.server.usage()?.written_bytes - before) / count as u64;
+            figures.add(
+                format!("create a ConfigMap, {clients} client(s), bytes written each"),
+                written.to_string(),
+            );
         }
         for (clients, count) in [(1, ONE_CLIENT_OPERATIONS), (16, CONFIG_MAPS)] {
             let (client, from) = (self.client.clone(), collection.clone());
