@@ -226,13 +226,14 @@ async fn resource(
         watch: target.watch || query.flag("watch"),
         query,
     };
-    let mut response = match (target.name, target.sub) {
+    let answer = match (target.name, target.sub) {
         (name, _) if review.is_some() => reviews::answer(call, name.is_some(), body).await,
         (Some(name), Some(sub)) => object::subresource(call, &name, &sub, body).await,
         (Some(name), None) if target.watch => collection::watch_one(call, &name),
         (Some(name), None) => object::answer(call, &name, body).await,
         (None, _) => collection::answer(call, body).await,
-    }?;
+    };
+    let mut response = answer.unwrap_or_else(|status| respond::status(&status));
     respond::warn(&mut response, resource.deprecation.as_slice());
     Ok(response)
 }

@@ -7,20 +7,7 @@ mod common;
 
 use std::io::Read;
 
-use lichen_firmware_tests::kubectl::Kubectl;
 use serde_json::json;
-
-async fn start() -> Option<(common::Server, Kubectl)> {
-    let nodes = std::sync::Arc::new(common::Nodes::default());
-    let server = common::Server::start_with(Some(nodes), Default::default()).await;
-    match Kubectl::new(&server.kubeconfig(), server.folder.path()) {
-        Some(kubectl) => Some((server, kubectl)),
-        None => {
-            server.stop().await;
-            None
-        }
-    }
-}
 
 const DEPLOYMENT: &str = r#"
 apiVersion: apps/v1
@@ -38,7 +25,7 @@ spec:
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn discovery_and_reading() {
-    let Some((server, kubectl)) = start().await else { return };
+    let Some((server, kubectl)) = common::kubectl().await else { return };
     kubectl.run("version").good().has(&["Server Version: v1.36", "lichen"]);
     let resources = kubectl.run("api-resources").good();
     resources.has(&["configmaps", "cm", "deployments", "deploy", "apps/v1", "Lease", "endpointslices", "po"]);
@@ -63,7 +50,7 @@ async fn discovery_and_reading() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writing() {
-    let Some((server, kubectl)) = start().await else { return };
+    let Some((server, kubectl)) = common::kubectl().await else { return };
     kubectl.feed("apply -f -", DEPLOYMENT).good().has(&["deployment.apps/web created"]);
     kubectl.feed("apply -f -", DEPLOYMENT).good().has(&["deployment.apps/web unchanged"]);
     let changed = DEPLOYMENT.replace("hello:v1", "hello:v2");
@@ -114,7 +101,7 @@ async fn writing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_waits_and_watches() {
-    let Some((server, kubectl)) = start().await else { return };
+    let Some((server, kubectl)) = common::kubectl().await else { return };
     let pod = |name: &str, node: &str| {
         format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: x}}}}, spec: {{nodeName: '{node}', containers: [{{name: c, image: i}}]}}}}"
@@ -177,7 +164,7 @@ async fn pods_waits_and_watches() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_and_namespaces() {
-    let Some((server, kubectl)) = start().await else { return };
+    let Some((server, kubectl)) = common::kubectl().await else { return };
     let node = "{apiVersion: v1, kind: Node, metadata: {name: n1}}";
     kubectl.feed("create -f -", node).good().has(&["node/n1 created"]);
     kubectl.run("get nodes").good().has(&["STATUS", "ROLES", "VERSION", "n1", "Unknown"]);
@@ -198,7 +185,7 @@ async fn nodes_and_namespaces() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn applying_on_the_server() {
-    let Some((server, kubectl)) = start().await else { return };
+    let Some((server, kubectl)) = common::kubectl().await else { return };
     let apply = "apply --server-side -f -";
     kubectl.feed(apply, DEPLOYMENT).good().has(&["deployment.apps/web serverside-applied"]);
     let version = "get deploy web -o jsonpath={.metadata.resourceVersion}";

@@ -17,6 +17,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use lichen_api::Status;
 use lichen_apiserver::{Body, Config, boxed, build};
+use lichen_firmware_tests::kubectl::Kubectl;
 use lichen_pki::{Authority, ClientTrust, Credentials};
 use lichen_registry::{AllocationRanges, Identity, LogRequest, LogStream, NodeStreams, Registry, Sources};
 use lichen_store::{HistoryBounds, Store};
@@ -25,6 +26,19 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+
+/// A server with nodes that answer, and kubectl as its administrator. `None` where there is no kubectl.
+pub async fn kubectl() -> Option<(Server, Kubectl)> {
+    let server = Server::start_with(Some(Arc::new(Nodes::default())), HistoryBounds::default()).await;
+    let kubectl = Kubectl::new(&server.kubeconfig(), server.folder.path());
+    match kubectl {
+        Some(kubectl) => Some((server, kubectl)),
+        None => {
+            server.stop().await;
+            None
+        }
+    }
+}
 
 /// A server that runs until it is stopped.
 pub struct Server {
