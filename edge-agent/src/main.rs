@@ -21,7 +21,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs the node until it is interrupted.
-    Run(Arguments),
+    Run(Box<Arguments>),
     /// Stands between a container and the agents that come and go.
     #[command(hide = true)]
     OciShim {
@@ -32,7 +32,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run(node) => run(node),
+        Command::Run(node) => run(*node),
         Command::OciShim { dir } => match lichen_agent::oci_shim(&dir) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
