@@ -4,6 +4,7 @@ mod client;
 mod commands;
 mod embedded;
 mod kubeconfig;
+mod limits;
 mod manifest;
 mod output;
 
