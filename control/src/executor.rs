@@ -5,9 +5,9 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt};
 use lichen_api::Status;
 use lichen_api::view::ObjectId;
-use lichen_controllers::{Action, Propagation, Step};
-use lichen_registry::{DeleteOptions, Identity, Patch, Registry, WriteOptions};
-use lichen_store::{Revision, Term};
+use lichen_controllers::{Action, Propagation, Regarding, Step};
+use lichen_registry::{DeleteOptions, Identity, Patch, Registry, WriteOptions, key_of};
+use lichen_store::{Key, Revision, Term};
 use tokio::sync::Semaphore;
 
 use crate::cache::resource_of;
@@ -87,7 +87,7 @@ impl Executor {
     async fn step(&self, controller: &'static str, identity: &Identity, step: Step) -> Result<(), Status> {
         let id = step.action.id().clone();
         let permit = self.writes.acquire().await;
-        let result = self.write(controller, identity, step.action).await;
+        let result = self.write(controller, identity, step.action, step.given.as_ref()).await;
         drop(permit);
         match &result {
             Ok(()) => step.done.into_iter().for_each(|event| self.recorder.record(controller, event)),
@@ -108,10 +108,12 @@ impl Executor {
         controller: &'static str,
         identity: &Identity,
         action: Action,
+        given: Option<&Regarding>,
     ) -> Result<(), Status> {
         let options = WriteOptions {
             field_manager: Some(controller.to_owned()),
             fence: Some(self.term),
+            only_while: given.map(unchanged).transpose()?,
             ..WriteOptions::default()
         };
         match action {
@@ -159,6 +161,13 @@ impl Executor {
 
 fn resource(id: &ObjectId) -> Result<&'static lichen_api::Resource, Status> {
     resource_of(id.kind).ok_or_else(|| Status::internal(format!("{} is no kind of this server", id.kind)))
+}
+
+/// An object as it was when something was decided by it.
+fn unchanged(given: &Regarding) -> Result<(Key, Revision), Status> {
+    let key = key_of(resource(&given.id)?, namespace(&given.id), &given.id.key.name);
+    let revision = given.resource_version.parse().map_err(Status::internal)?;
+    Ok((key, Revision(revision)))
 }
 
 fn namespace(id: &ObjectId) -> Option<&str> {

@@ -44,10 +44,28 @@ impl Cluster {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
         self.feed("create -f -", &node.to_string());
         let amounts = json!({"cpu": "2", "memory": "4Gi", "pods": "20"});
-        let conditions = json!([{"type": "Ready", "status": "True", "reason": "Played"}]);
-        let status =
-            json!({"status": {"capacity": amounts, "allocatable": amounts, "conditions": conditions}});
+        let status = json!({"status": {"capacity": amounts, "allocatable": amounts}});
         self.patch_status(&format!("node/{name}"), status);
+        self.link(name, "True");
+    }
+
+    /// Says of a node's link what a gateway would: since long ago, so that nothing has to be waited for.
+    fn link(&self, node: &str, status: &str) {
+        let ready = json!({
+            "type": "Ready", "status": status, "reason": "Played", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        });
+        self.patch_status(&format!("node/{node}"), json!({"status": {"conditions": [ready]}}));
+    }
+
+    /// Asks until the answer has all parts.
+    fn until(&self, line: &str, parts: &[&str]) {
+        for _ in 0..ROUNDS_MAX {
+            let output = self.run(line);
+            if parts.iter().all(|part| output.text.contains(part)) {
+                return;
+            }
+        }
+        self.run(line).has(parts);
     }
 
     fn patch_status(&self, what: &str, patch: Value) {
@@ -171,5 +189,86 @@ async fn a_pod_that_fits_nowhere_and_a_namespace_that_goes() {
     cluster.run("describe pod big -n team").has(&["FailedScheduling", "default-scheduler", message]);
     cluster.run("create configmap left -n team --from-literal=a=b");
     cluster.run("delete namespace team --timeout=30s").has(&["deleted"]);
+    cluster.server.shutdown().await;
+}
+
+/// A Deployment of one pod, which leaves a lost node after `seconds`, or stays.
+fn tolerant(name: &str, seconds: Option<u64>) -> String {
+    let tolerations = match seconds {
+        Some(seconds) => json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists",
+            "effect": "NoExecute", "tolerationSeconds": seconds}]),
+        None => json!([]),
+    };
+    let labels = json!({"app": name});
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels},
+            "spec": {"tolerations": tolerations, "containers": [{"name": "c", "image": "hello:v1"}]}},
+    }})
+    .to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_of_a_lost_node_stay_unless_they_ask_to_leave() {
+    let Some(cluster) = Cluster::start().await else { return };
+    cluster.node("n1");
+    cluster.node("n2");
+    cluster.run("cordon n2").has(&["cordoned"]);
+    cluster.run("get nodes").has(&["Ready,SchedulingDisabled"]);
+    cluster.until("describe node n2", &["node.kubernetes.io/unschedulable:NoSchedule"]);
+    for (name, seconds) in [("stays", None), ("leaves", Some(0)), ("hesitates", Some(3600))] {
+        cluster.feed("apply -f -", &tolerant(name, seconds));
+        cluster.roll(name);
+    }
+    cluster.run("uncordon n2").has(&["uncordoned"]);
+    cluster.until("describe node n2", &["Taints:             <none>"]);
+    let stays = cluster.run("describe pod -l app=stays");
+    let lines: Vec<&str> = stays.text.lines().map(str::trim).collect();
+    for key in ["not-ready", "unreachable"] {
+        let expect = format!("node.kubernetes.io/{key}:NoExecute op=Exists");
+        assert!(lines.iter().any(|line| line.ends_with(&expect)), "no time ends it: {lines:?}");
+    }
+
+    cluster.link("n1", "Unknown");
+    cluster.until("get nodes", &["n1     NotReady", "n2     Ready"]);
+    cluster.until(
+        "describe node n1",
+        &[
+            "node.kubernetes.io/unreachable:NoExecute",
+            "node.kubernetes.io/unreachable:NoSchedule",
+            "NodeNotReady",
+        ],
+    );
+    // The one that asked for it is replaced, and its object waits for the node.
+    cluster.until("get pods -l app=leaves -o wide", &["Terminating", "n1", "n2"]);
+    cluster.until("events", &["Marking for deletion Pod default/leaves-"]);
+    cluster
+        .run("get pods -l app=leaves --field-selector=spec.nodeName=n1 -o yaml")
+        .has(&["DeletionByTaintManager"]);
+    // The others are there as they were, but for that nobody knows whether they are ready.
+    for name in ["stays", "hesitates"] {
+        cluster.run(&format!("wait --for=condition=Ready=false pod -l app={name} --timeout=20s"));
+        let pods = cluster.list(&format!("pods -l app={name}"));
+        assert_eq!(pods.len(), 1);
+        assert_eq!(
+            (&pods[0]["status"]["phase"], &pods[0]["spec"]["nodeName"]),
+            (&json!("Running"), &json!("n1"))
+        );
+        cluster.run(&format!("get pods -l app={name}")).has(&["Running"]).lacks(&["Terminating"]);
+        cluster.run(&format!("get deployment {name}")).has(&["0/1"]);
+    }
+    // Someone who knows better than to wait says so.
+    cluster
+        .run("delete pods -l app=leaves --field-selector=spec.nodeName=n1 --force --grace-period=0")
+        .has(&["force deleted"]);
+    assert!(
+        cluster
+            .list("pods --field-selector=spec.nodeName=n1")
+            .iter()
+            .all(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+    );
+
+    cluster.link("n1", "True");
+    cluster.until("describe node n1", &["Taints:             <none>", "NodeReady"]);
     cluster.server.shutdown().await;
 }

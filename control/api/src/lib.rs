@@ -27,6 +27,7 @@ pub mod schema;
 pub mod status;
 pub mod strategy;
 pub mod table;
+pub mod taints;
 pub mod validation;
 pub mod view;
 

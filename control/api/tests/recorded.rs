@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use lichen_api::apply::{Applier, Config, apply};
+use lichen_api::taints::{NOT_READY, UNREACHABLE};
 use lichen_api::{RESOURCES, Resource, Status, by_kind, by_plural, table};
 use serde_json::{Value, json};
 
@@ -43,7 +44,15 @@ fn comparable(resource: &Resource, mut object: Value) -> Value {
     };
     match resource.kind {
         "Pod" => {
-            remove(&mut object, "/spec", "tolerations");
+            // A pod stays on a lost node here, where Kubernetes has it leave after five minutes.
+            let tolerations = object.pointer_mut("/spec/tolerations").and_then(Value::as_array_mut);
+            for toleration in tolerations.into_iter().flatten() {
+                if [NOT_READY, UNREACHABLE].iter().any(|key| toleration["key"] == *key)
+                    && toleration["tolerationSeconds"] == 300
+                {
+                    toleration.as_object_mut().unwrap().remove("tolerationSeconds");
+                }
+            }
             let is_token =
                 |item: &Value| item["name"].as_str().unwrap_or_default().starts_with("kube-api-access");
             for (pointer, list) in [("/spec", "volumes"), ("/spec/containers/0", "volumeMounts")] {
@@ -344,7 +353,10 @@ fn updates_keep_what_a_client_may_not_change() {
     image[0]["image"] = json!("registry.example/app:2");
     check(json!({"spec": {"containers": image}}), true);
     check(json!({"metadata": {"labels": {"new": "label"}}}), true);
-    check(json!({"spec": {"tolerations": [{"key": "k", "operator": "Exists"}]}}), true);
+    let mut tolerations = old["spec"]["tolerations"].clone();
+    tolerations.as_array_mut().unwrap().push(json!({"key": "k", "operator": "Exists"}));
+    check(json!({"spec": {"tolerations": tolerations}}), true);
+    check(json!({"spec": {"tolerations": [{"key": "k", "operator": "Exists"}]}}), false);
     check(json!({"spec": {"hostNetwork": true}}), false);
     check(json!({"spec": {"nodeName": "other"}}), false);
     check(json!({"metadata": {"uid": "another"}}), false);

@@ -1,7 +1,6 @@
 //! Tells where the pods of each Service are: EndpointSlices, by the readiness of the pods.
 //!
-//! A pod on a node that is out of reach serves nobody: its endpoint is told as not ready, without waiting for a
-//! status that this node cannot send.
+//! Of nodes only the zone matters here: that pods of a node out of reach are not ready is written into those pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -234,6 +233,7 @@ fn create(
             id: ObjectId::new(Kind::ENDPOINT_SLICE, space, chosen),
             object: value(&slice),
         },
+        given: None,
         done: None,
         failed: Some(warning(&about, "FailedToUpdateEndpointSlices", told)),
     })
@@ -285,21 +285,15 @@ fn members<'a>(view: &'a View, service: &'a Service) -> impl Iterator<Item = &'a
     pods.filter(move |pod| selector.as_ref().is_some_and(|s| s.matches(&pod.metadata.labels)))
 }
 
-/// Whether a node's change moves its zone, or takes it out of reach or back.
+/// Whether a node's change moves its zone.
 fn node_matters(change: &Change) -> bool {
     let told = |object: Option<&Object>| match object {
         Some(Object::Node(node)) => {
-            let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned();
-            Some((zone, is_out_of_reach(node)))
+            Some(node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned())
         }
         _ => None,
     };
     told(change.old.as_ref()) != told(change.new.as_ref())
-}
-
-fn is_out_of_reach(node: &lichen_api::k8s::api::core::v1::Node) -> bool {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
 }
 
 /// The endpoint of a pod, once it has an address and until it has ended.
@@ -310,7 +304,7 @@ fn endpoint(view: &View, service: &Service, spec: &ServiceSpec, pod: &Pod) -> Op
     }
     let node_name = pods::node(pod);
     let node = node_name.and_then(|node| view.nodes.get("", node));
-    let serving = pods::is_ready(pod) && !node.is_some_and(|node| is_out_of_reach(node));
+    let serving = pods::is_ready(pod);
     let terminating = is_deleting(&pod.metadata);
     let ready = spec.publish_not_ready_addresses == Some(true) || serving && !terminating;
     let pod_spec = pod.spec.as_ref();

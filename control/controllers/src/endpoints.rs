@@ -88,6 +88,7 @@ impl Reconciler for EndpointsController {
                         id: ObjectId { kind: Kind::ENDPOINTS, key: id.key.clone() },
                         object: value(&wanted),
                     },
+                    given: None,
                     done: None,
                     failed: Some(warning(&about, "FailedToCreateEndpoint", told)),
                 });

@@ -21,6 +21,7 @@ mod pods;
 mod reconciler;
 mod replica_set;
 mod service_account;
+mod taint_eviction;
 
 pub use reconciler::{Action, Event, Interest, Outcome, Propagation, Reconciler, Regarding, Severity, Step};
 
@@ -36,6 +37,7 @@ pub static RECONCILERS: &[&dyn Reconciler] = &[
     &pod_gc::PodGarbageCollector,
     &replica_set::ReplicaSetController,
     &service_account::ServiceAccountController,
+    &taint_eviction::TaintEvictionController,
 ];
 
 #[cfg(test)]

@@ -52,6 +52,7 @@ impl Reconciler for PodGarbageCollector {
                     propagation: None,
                     grace_seconds: Some(0),
                 },
+                given: None,
                 done: Some(warning(
                     &about,
                     "NodeGone",

@@ -27,10 +27,15 @@ pub(crate) fn node(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
 }
 
+/// The pod's condition of a type.
+pub(crate) fn condition<'p>(pod: &'p Pod, kind: &str) -> Option<&'p PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref().unwrap_or_default();
+    conditions.iter().find(|condition| condition.type_ == kind)
+}
+
 /// The pod's Ready condition, if it is true.
 pub(crate) fn ready_condition(pod: &Pod) -> Option<&PodCondition> {
-    let conditions = pod.status.as_ref()?.conditions.as_deref().unwrap_or_default();
-    conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True")
+    condition(pod, "Ready").filter(|ready| ready.status == "True")
 }
 
 /// Whether a pod is ready.

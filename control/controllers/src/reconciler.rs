@@ -71,7 +71,7 @@ impl Outcome {
 
     /// Adds an action that tells no one.
     pub fn push(&mut self, action: Action) {
-        self.steps.push(Step { action, done: None, failed: None });
+        self.steps.push(action.into());
     }
 
     /// Looks at the key again after `wait` at the latest.
@@ -85,10 +85,19 @@ impl Outcome {
 pub struct Step {
     /// The write.
     pub action: Action,
+    /// An object that the write was decided by: it happens only while that is as it was. For updates and patches.
+    pub given: Option<Regarding>,
     /// The event to record when it succeeded.
     pub done: Option<Event>,
     /// The event to record when it failed; the error is appended to its message.
     pub failed: Option<Event>,
+}
+
+impl From<Action> for Step {
+    /// A step that tells no one.
+    fn from(action: Action) -> Step {
+        Step { action, given: None, done: None, failed: None }
+    }
 }
 
 /// One write.

@@ -59,6 +59,9 @@ impl Cluster {
     /// Creates an object as a user would.
     pub(crate) fn create(&mut self, mut object: Value) -> ObjectId {
         let id = id_of(&object);
+        if id.kind == Kind::POD {
+            lichen_api::kinds::pod::RESOURCE.strategy.prepare_create(&mut object);
+        }
         assert!(!self.objects.contains_key(&id), "{id} already exists");
         self.revision += 1;
         let meta = object["metadata"].as_object_mut().unwrap();
@@ -106,6 +109,10 @@ impl Cluster {
                 if !matches!(step.action, Action::Record(_)) {
                     assert!(written.insert(step.action.id().clone()), "two steps for {}", step.action.id());
                 }
+                if let Some(given) = &step.given {
+                    let version = &self.objects[&given.id]["metadata"]["resourceVersion"];
+                    assert_eq!(*version, json!(given.resource_version), "{}", given.id);
+                }
                 self.apply(step.action);
                 self.events.extend(step.done);
             }
@@ -137,8 +144,10 @@ impl Cluster {
 
     pub(crate) fn run_pod(&mut self, pod: &Pod) {
         let index = self.revision;
+        let on = |node: &str| self.view.pods_on(node).count();
+        let node = if on("n1") <= on("n2") { "n1" } else { "n2" };
         self.set_pod(pod, |value, now| {
-            value["spec"]["nodeName"] = json!(if index.is_multiple_of(2) { "n1" } else { "n2" });
+            value["spec"]["nodeName"] = json!(node);
             value["status"] = json!({
                 "phase": "Running", "podIP": format!("10.64.{}.{}", index / 250 % 250, index % 250 + 1),
                 "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}],

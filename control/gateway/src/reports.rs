@@ -113,7 +113,7 @@ impl Reporter {
         let identity = identity(node);
         let options = WriteOptions::default();
         if current.is_none() {
-            let object = json!({
+            let mut object = json!({
                 "apiVersion": "v1",
                 "kind": "Node",
                 "metadata": {
@@ -122,7 +122,12 @@ impl Reporter {
                     "annotations": reported["metadata"]["annotations"],
                 },
                 "spec": { "taints": reported["spec"]["taints"] },
+                "status": merge_node(&Value::Null, &reported["status"]),
             });
+            // It is ready from the start, so that nothing follows from a moment in which it was not.
+            if self.presence.is_up(node) {
+                set_link(&mut object, Link::Up, None, self.registry.now());
+            }
             let created =
                 self.registry.create(&identity, resource, None, without_nulls(object), &options).await;
             if let Err(status) = created

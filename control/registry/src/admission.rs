@@ -1,7 +1,5 @@
 //! Rules that need more than the object itself: the namespace that it is created in, and what Kubernetes' admission
 //! plugins fill in.
-//!
-//! Deliberately absent: tolerations for unready nodes. Pods stay on a node that is offline unless they ask otherwise.
 
 use lichen_api::status::Cause;
 use lichen_api::{Resource, Status, kinds};

@@ -136,6 +136,12 @@ impl Registry {
         loop {
             attempt += 1;
             let record = self.inner.store.get(&key).ok_or_else(|| Status::not_found(resource, name))?;
+            if let Some((other, revision)) = &target.options.only_while
+                && self.inner.store.get(other).map(|other| other.revision()) != Some(*revision)
+            {
+                let why = format!("{} has been modified since", other.as_str());
+                return Err(Status::conflict(resource, name, &why));
+            }
             let old = object_of(resource, &record)?;
             let mut warnings = Vec::new();
             let new = change(&old, &mut warnings)?;
@@ -168,6 +174,9 @@ impl Registry {
                 Txn::new().put(key.clone(), pre, draft.clone())
             };
             txn.ops.splice(0..0, write.ops);
+            if let Some((other, revision)) = target.options.only_while.clone() {
+                txn = txn.check(other, Precondition::Revision(revision));
+            }
             match self.inner.store.commit(txn.fenced(target.options.fence)).await {
                 Ok(committed) => {
                     let record = draft.at(committed.revision, record.created());

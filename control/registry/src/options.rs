@@ -1,7 +1,7 @@
 //! What callers may ask of a read or a write.
 
 use lichen_api::{fields, labels};
-use lichen_store::{Record, Revision, Term};
+use lichen_store::{Key, Record, Revision, Term};
 
 /// What happens to fields that a kind does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct WriteOptions {
     pub duplicate_fields: Vec<String>,
     /// The write happens only under the leader of this term. Controllers and the scheduler set it.
     pub fence: Option<Term>,
+    /// The object is changed only while this other one is at its revision. Not for creating.
+    pub only_while: Option<(Key, Revision)>,
 }
 
 /// A patch, in one of the three formats.

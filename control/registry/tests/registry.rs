@@ -417,31 +417,6 @@ async fn nodes_have_ranges_of_their_own() {
     assert_eq!(world.create(NODE, taken).await.unwrap_err().code, 422);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_that_come_at_once_are_all_taken() {
-    // A store that syncs: others come while one waits.
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(lichen_store::Config::new(dir.path())).await.unwrap();
-    store.leadership().wait_for(|leadership| leadership.leader).await.unwrap();
-    let registry = Registry::new(store, AllocationRanges::default(), Sources::system());
-    registry.bootstrap(6443).await.unwrap();
-    let create = |index: usize| {
-        let registry = registry.clone();
-        tokio::spawn(async move {
-            let (me, options) = (Identity::component("system:controller:tester"), WriteOptions::default());
-            let node = json!({"metadata": {"name": format!("n{index}")}});
-            let written = registry.create(&me, NODE, None, node, &options).await;
-            written.unwrap().record.value().unwrap()["spec"]["podCIDR"].to_string()
-        })
-    };
-    let all: Vec<_> = (0..60).map(create).collect();
-    let mut ranges = BTreeSet::new();
-    for made in all {
-        ranges.insert(made.await.unwrap());
-    }
-    assert_eq!(ranges.len(), 60);
-}
-
 #[tokio::test]
 async fn a_second_start_changes_only_the_port() {
     let world = world().await;
@@ -496,4 +471,25 @@ async fn a_watch_tells_everything_once() {
     assert_eq!(watch.progress().unwrap(), Some(world.registry.revision()));
     world.registry.store().shutdown().await;
     assert_eq!(watch.next().await.unwrap_err().code, 503);
+}
+
+#[tokio::test]
+async fn what_was_decided_by_another_object_is_written_only_while_that_is_as_it_was() {
+    let world = world().await;
+    let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+    let reason = world.create(MAP, map("reason")).await.unwrap().record;
+    world.create(MAP, map("target")).await.unwrap();
+    let given = (lichen_registry::key_of(MAP, Some("default"), "reason"), reason.revision());
+    let write = async |value: &str| {
+        let options = WriteOptions { only_while: Some(given.clone()), ..WriteOptions::default() };
+        let patch = Patch::Merge(json!({"data": {"k": value}}));
+        let resource = entry(MAP);
+        world.registry.patch(&world.me, resource, Some("default"), "target", &patch, None, &options).await
+    };
+    assert!(write("1").await.unwrap().changed);
+    world.merge(MAP, "reason", None, json!({"data": {"k": "other"}})).await.unwrap();
+    assert_eq!(write("2").await.unwrap_err().reason, "Conflict");
+    world.delete(MAP, "reason", DeleteOptions::default()).await.unwrap();
+    assert_eq!(write("3").await.unwrap_err().reason, "Conflict");
+    assert_eq!(world.get(MAP, "target").await.unwrap()["data"]["k"], "1");
 }

@@ -1,9 +1,9 @@
-//! What a pod's author leaves out. Deliberately absent: service account volumes (there are no tokens yet) and the tolerations that would
-//! evict a pod from an unreachable node after five minutes (here a pod stays unless it says otherwise).
+//! What a pod's author leaves out. Deliberately absent: service account volumes (there are no tokens yet).
 
 use serde_json::{Value, json};
 
 use crate::strategy::{get, items, set};
+use crate::taints;
 
 /// Defaults of a pod spec, in a pod or in a template.
 pub fn pod_spec(spec: &mut Value) {
@@ -43,13 +43,31 @@ pub fn pod(spec: &mut Value) {
     }
 }
 
-/// What admission adds to a new pod: its account and its priority.
+/// What admission adds to a new pod: its account, its priority, and that it stays on a node which is not ready or out of
+/// reach, unless it says itself for how long.
+///
+/// Kubernetes has pods stay there for 300 seconds. A node at the edge that is offline still runs its pods.
 pub fn admission(spec: &mut Value) {
     set(spec, "serviceAccountName", "default");
     let account = spec["serviceAccountName"].clone();
     set(spec, "serviceAccount", account);
     set(spec, "priority", 0);
     set(spec, "preemptionPolicy", "PreemptLowerPriority");
+    for key in [taints::NOT_READY, taints::UNREACHABLE] {
+        let is = |value: &Value, wanted: &str| value.as_str().unwrap_or_default() == wanted;
+        let own = spec["tolerations"].as_array().into_iter().flatten().any(|own| {
+            let (key_said, effect) = (&own["key"], &own["effect"]);
+            (is(key_said, key) || is(key_said, "")) && (is(effect, taints::NO_EXECUTE) || is(effect, ""))
+        });
+        if own {
+            continue;
+        }
+        set(spec, "tolerations", json!([]));
+        let stays = json!({ "key": key, "operator": "Exists", "effect": taints::NO_EXECUTE });
+        if let Some(Value::Array(all)) = spec.get_mut("tolerations") {
+            all.push(stays);
+        }
+    }
 }
 
 fn volume_source(volume: &mut Value) {
@@ -155,6 +173,37 @@ fn pull_policy(image: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_stays_on_a_lost_node_unless_it_says_for_how_long() {
+        let stays = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute"});
+        let (not_ready, unreachable) = (stays(taints::NOT_READY), stays(taints::UNREACHABLE));
+        let check = |own: Value, added: &[&Value]| {
+            let mut spec = json!({});
+            if !own.is_null() {
+                spec["tolerations"] = own.clone();
+            }
+            admission(&mut spec);
+            let mut expect = own.as_array().cloned().unwrap_or_default();
+            expect.extend(added.iter().copied().cloned());
+            assert_eq!(spec["tolerations"], Value::from(expect), "{own}");
+            let once = spec.clone();
+            admission(&mut spec);
+            assert_eq!(spec, once);
+        };
+        check(Value::Null, &[&not_ready, &unreachable]);
+        check(json!([{"key": "gpu", "operator": "Exists"}]), &[&not_ready, &unreachable]);
+        let mut leaves = unreachable.clone();
+        leaves["tolerationSeconds"] = json!(30);
+        check(json!([leaves]), &[&not_ready]);
+        check(
+            json!([{"key": taints::NOT_READY, "operator": "Exists", "effect": "NoSchedule"}]),
+            &[&not_ready, &unreachable],
+        );
+        check(json!([{"key": taints::NOT_READY, "operator": "Exists"}]), &[&unreachable]);
+        check(json!([{"operator": "Exists"}]), &[]);
+        check(json!([{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]), &[]);
+    }
 
     #[test]
     fn pull_policies() {

@@ -160,7 +160,7 @@ impl<'a> Sets<'a> {
         );
         let about = regarding(Kind::DEPLOYMENT, &self.deployment.metadata);
         let done = (planned.replicas != before).then(|| normal(&about, "ScalingReplicaSet", message));
-        Some(Step { action, done, failed: None })
+        Some(Step { action, given: None, done, failed: None })
     }
 
     fn note_sizes(&self, annotations: &mut BTreeMap<String, String>) {
@@ -216,6 +216,7 @@ impl<'a> Sets<'a> {
                 id: ObjectId::new(Kind::REPLICA_SET, space, &chosen),
                 object: value(&set),
             },
+            given: None,
             done: (replicas > 0).then(|| normal(&about, "ScalingReplicaSet", message)),
             failed: Some(warning(
                 &about,

@@ -128,6 +128,7 @@ fn create(view: &View, set: &ReplicaSet, index: usize) -> Option<Step> {
     let about = regarding(Kind::REPLICA_SET, &set.metadata);
     Some(Step {
         action: Action::Create { id: ObjectId::new(Kind::POD, space, &chosen), object: value(&pod) },
+        given: None,
         done: Some(normal(&about, "SuccessfulCreate", format!("Created pod: {chosen}"))),
         failed: Some(warning(&about, "FailedCreate", "Error creating".to_owned())),
     })
@@ -143,6 +144,7 @@ fn delete(set: &ReplicaSet, pod: &Pod) -> Step {
             propagation: None,
             grace_seconds: None,
         },
+        given: None,
         done: Some(normal(&about, "SuccessfulDelete", format!("Deleted pod: {}", name(&pod.metadata)))),
         failed: Some(warning(&about, "FailedDelete", "Error deleting".to_owned())),
     }

@@ -59,26 +59,6 @@ fn endpoints_follow_the_readiness_of_pods() {
 }
 
 #[test]
-fn an_endpoint_on_a_node_out_of_reach_is_not_ready() {
-    let mut cluster = Cluster::new();
-    cluster.create(service("web", "web"));
-    cluster.create(deployment("web", 2));
-    cluster.run();
-    let on = |cluster: &Cluster, node: &str| cluster.view.pods_on(node).count();
-    let node = if on(&cluster, "n1") > 0 { "n1" } else { "n2" };
-    let lost = on(&cluster, node);
-    let id = lichen_api::view::ObjectId::new(lichen_api::view::Kind::NODE, "", node);
-    cluster
-        .edit(&id, |value| value["status"]["conditions"] = json!([{"type": "Ready", "status": "Unknown"}]));
-    cluster.settle();
-    assert_eq!(conditions(&cluster).iter().filter(|told| *told == "---").count(), lost);
-    cluster.edit(&id, |value| value["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]));
-    cluster.settle();
-    assert_eq!(conditions(&cluster), ["rs-", "rs-"]);
-    cluster.assert_at_rest();
-}
-
-#[test]
 fn slices_hold_a_hundred_endpoints_and_endpoints_stay_where_they_are() {
     let mut cluster = Cluster::new();
     cluster.create(service("web", "web"));

@@ -191,32 +191,6 @@ fn pods_of_a_node_that_does_not_come_back_go() {
 }
 
 #[test]
-fn taints_follow_the_conditions_of_a_node() {
-    let mut cluster = Cluster::new();
-    cluster.settle();
-    let id = ObjectId::new(Kind::NODE, "", "n1");
-    let keys = |cluster: &Cluster| -> Vec<String> {
-        let node = cluster.view.nodes.by_key(&id.key).unwrap().clone();
-        let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
-        taints.into_iter().map(|taint| taint.key).collect()
-    };
-    assert_eq!(keys(&cluster), Vec::<String>::new());
-    let own = json!([{"key": "own", "effect": "NoSchedule"}]);
-    cluster.edit(&id, |value| value["spec"] = json!({"taints": own}));
-    for (state, expect) in
-        [("False", "node.kubernetes.io/not-ready"), ("Unknown", "node.kubernetes.io/unreachable")]
-    {
-        cluster.edit(&id, |value| value["status"]["conditions"][0]["status"] = json!(state));
-        cluster.settle();
-        assert_eq!(keys(&cluster), ["own", expect]);
-    }
-    cluster.edit(&id, |value| value["status"]["conditions"][0]["status"] = json!("True"));
-    cluster.settle();
-    assert_eq!(keys(&cluster), ["own"]);
-    cluster.assert_at_rest();
-}
-
-#[test]
 fn events_are_forgotten_an_hour_after_they_last_happened() {
     let mut cluster = Cluster::new();
     let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"namespace": "default", "name": "e"},

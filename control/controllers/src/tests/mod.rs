@@ -2,4 +2,5 @@
 
 mod endpoints;
 mod lifecycle;
+mod nodes;
 mod rollouts;

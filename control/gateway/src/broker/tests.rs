@@ -1,3 +1,6 @@
+#[path = "conformance.rs"]
+mod conformance;
+
 use std::time::Duration;
 
 use bytes::BytesMut;

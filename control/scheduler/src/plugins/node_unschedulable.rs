@@ -1,13 +1,13 @@
 //! A cordoned node takes only pods that tolerate that.
 
 use lichen_api::k8s::api::core::v1::Taint;
+use lichen_api::taints::{NO_SCHEDULE, UNSCHEDULABLE};
 
 use crate::plugin::{Filter, Reason};
 use crate::plugins::taint_toleration::tolerates;
 use crate::{NodeInfo, PodInfo};
 
 const CORDONED: &str = "node(s) were unschedulable";
-const TAINT_KEY: &str = "node.kubernetes.io/unschedulable";
 
 pub(crate) struct NodeUnschedulable;
 
@@ -21,7 +21,8 @@ impl Filter for NodeUnschedulable {
         if spec.and_then(|spec| spec.unschedulable) != Some(true) {
             return Vec::new();
         }
-        let taint = Taint { key: TAINT_KEY.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
+        let taint =
+            Taint { key: UNSCHEDULABLE.to_owned(), effect: NO_SCHEDULE.to_owned(), ..Taint::default() };
         if tolerates(pod, &taint) { Vec::new() } else { vec![CORDONED.into()] }
     }
 }
