@@ -51,7 +51,8 @@ use lichen_wire::body::SyncPoint;
 use lichen_wire::heapless;
 use lichen_wire::keys::NodeKey;
 use lichen_wire::session::{AgentConfig, Limits, Timing};
-use lichen_workload::{Runtime, WasmConfig, WasmRuntime};
+pub use lichen_workload::oci::shim::run as oci_shim;
+use lichen_workload::{OciConfig, Runtime, Runtimes, WasmConfig};
 pub use node::Machine;
 use rand::RngExt;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -75,7 +76,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts a node with the runtime for components. Returns once its local parts stand: pods out of the
+    /// Starts a node with the runtimes for components and for OCI containers. The program that calls this has the hidden
+    /// command `oci-shim DIR`, which is [`oci_shim`]. Returns once its local parts stand: pods out of the
     /// checkpoint come up and the node registers in the background. Without an identity in the data directory
     /// the join is awaited first.
     ///
@@ -83,7 +85,8 @@ impl Agent {
     /// See [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
         config.validate()?;
-        let runtime = WasmRuntime::new(&WasmConfig::default(), || clock::now().into())?;
+        let oci = OciConfig::new(config.data_dir.join("oci"));
+        let runtime = Runtimes::new(&WasmConfig::default(), oci, || clock::now().into())?;
         Self::start_with(config, Arc::new(runtime)).await
     }
 

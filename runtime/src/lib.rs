@@ -32,4 +32,4 @@ pub use error::HostError;
 pub use guest::{Guest, GuestExit, GuestMount, GuestSpec, Usage};
 pub use host::{ComponentHost, HostConfig};
 pub use meter::EPOCH_TICK_MS;
-pub use output::{LINE_BYTES_MAX, LineSink, Output};
+pub use output::{LINE_BYTES_MAX, LineSink, Lines, Output};

@@ -49,59 +49,76 @@ pub(crate) struct GuestOutput {
 struct Inner {
     output: Output,
     sink: Arc<dyn LineSink>,
-    unfinished: Mutex<Vec<u8>>,
+    lines: Mutex<Lines>,
 }
 
-impl GuestOutput {
-    pub(crate) fn new(output: Output, sink: &Arc<dyn LineSink>) -> Self {
-        Self { inner: Arc::new(Inner { output, sink: Arc::clone(sink), unfinished: Mutex::default() }) }
-    }
+/// Makes lines of bytes, however they come. A line longer than [`LINE_BYTES_MAX`] is given on in parts, all of which but the
+/// last are partial.
+#[derive(Debug, Default)]
+pub struct Lines {
+    unfinished: Vec<u8>,
 }
 
-impl Inner {
-    fn unfinished(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self, bytes: &[u8]) {
-        let mut unfinished = self.unfinished();
+impl Lines {
+    /// Takes bytes and gives on each line that is whole now, without its line end, and whether it is partial.
+    pub fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8], bool)) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             match piece.split_last() {
-                Some((b'\n', text)) if unfinished.is_empty() => self.finished_line(text),
+                Some((b'\n', text)) if self.unfinished.is_empty() => finished_line(text, &mut line),
                 Some((b'\n', text)) => {
-                    unfinished.extend_from_slice(text);
-                    self.finished_line(&unfinished);
-                    unfinished.clear();
+                    self.unfinished.extend_from_slice(text);
+                    finished_line(&self.unfinished, &mut line);
+                    self.unfinished.clear();
                 }
                 _ => {
-                    unfinished.extend_from_slice(piece);
-                    let whole = unfinished.len() / LINE_BYTES_MAX * LINE_BYTES_MAX;
-                    for part in unfinished[..whole].chunks(LINE_BYTES_MAX) {
-                        self.sink.line(self.output, part, true);
+                    self.unfinished.extend_from_slice(piece);
+                    let whole = self.unfinished.len() / LINE_BYTES_MAX * LINE_BYTES_MAX;
+                    for part in self.unfinished[..whole].chunks(LINE_BYTES_MAX) {
+                        line(part, true);
                     }
-                    unfinished.drain(..whole);
+                    self.unfinished.drain(..whole);
                 }
             }
         }
     }
 
-    fn finished_line(&self, text: &[u8]) {
-        let mut parts = text.chunks(LINE_BYTES_MAX).peekable();
-        if parts.peek().is_none() {
-            self.sink.line(self.output, b"", false);
+    /// Nothing more comes: what is left is a line without an end.
+    pub fn finish(&mut self, mut line: impl FnMut(&[u8], bool)) {
+        if !self.unfinished.is_empty() {
+            line(&std::mem::take(&mut self.unfinished), false);
         }
-        while let Some(part) = parts.next() {
-            self.sink.line(self.output, part, parts.peek().is_some());
-        }
+    }
+}
+
+fn finished_line(text: &[u8], line: &mut impl FnMut(&[u8], bool)) {
+    let mut parts = text.chunks(LINE_BYTES_MAX).peekable();
+    if parts.peek().is_none() {
+        line(b"", false);
+    }
+    while let Some(part) = parts.next() {
+        line(part, parts.peek().is_some());
+    }
+}
+
+impl GuestOutput {
+    pub(crate) fn new(output: Output, sink: &Arc<dyn LineSink>) -> Self {
+        Self { inner: Arc::new(Inner { output, sink: Arc::clone(sink), lines: Mutex::default() }) }
+    }
+}
+
+impl Inner {
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        self.lines().push(bytes, |text, partial| self.sink.line(self.output, text, partial));
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let rest = std::mem::take(&mut *self.unfinished());
-        if !rest.is_empty() {
-            self.sink.line(self.output, &rest, false);
-        }
+        self.lines().finish(|text, partial| self.sink.line(self.output, text, partial));
     }
 }
 

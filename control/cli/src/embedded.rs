@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use lichen_agent::{Agent, BrokerArguments};
 use lichen_control::{Access, Broker, Server};
 
+use crate::limits::raise_descriptors;
+
 /// How long the token lives with which an embedded agent joins; it joins at once.
 const TOKEN_TTL: Duration = Duration::from_secs(10 * 60);
 const KUBECONFIG_FILE: &str = "admin.kubeconfig";
@@ -62,6 +64,7 @@ impl ServerArguments {
 
     /// Starts the server and leaves a kubeconfig in its data directory.
     pub(crate) async fn start(&self, data_dir: &Path) -> Result<(Server, PathBuf)> {
+        raise_descriptors();
         let own = std::env::current_exe().context("finding this program's own file")?;
         let config = lichen_control::Config {
             api_addr: self.api_addr,

@@ -4,6 +4,7 @@ mod client;
 mod commands;
 mod embedded;
 mod kubeconfig;
+mod limits;
 mod manifest;
 mod output;
 
@@ -62,6 +63,8 @@ enum Command {
     Fetch(commands::fetch::Arguments),
     #[command(hide = true)]
     CompileWorker(commands::compile_worker::Arguments),
+    #[command(hide = true)]
+    OciShim(commands::oci_shim::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -94,6 +97,10 @@ fn run(cli: Cli) -> Result<()> {
     if let Command::CompileWorker(arguments) = &cli.command {
         return commands::compile_worker::run(arguments);
     }
+    // A container's shim is there as long as its container, and stays as small as it can.
+    if let Command::OciShim(arguments) = &cli.command {
+        return commands::oci_shim::run(arguments);
+    }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(dispatch(cli))
 }
 
@@ -114,6 +121,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Bench(arguments) => commands::bench::run(arguments).await,
         Command::Fetch(arguments) => commands::fetch::run(arguments).await,
         Command::CompileWorker(arguments) => commands::compile_worker::run(arguments),
+        Command::OciShim(arguments) => commands::oci_shim::run(arguments),
     }
 }
 

@@ -71,6 +71,11 @@ fn host_count(from: u8, to: u8) -> u32 {
     1u32.checked_shl(u32::from(to.saturating_sub(from))).unwrap_or(u32::MAX)
 }
 
+/// Whether a new object of a kind is given something that no other has.
+pub(crate) fn allocates(resource: &Resource) -> bool {
+    matches!((resource.group, resource.kind), ("", "Service" | "Node"))
+}
+
 impl Registry {
     /// Allocates what a new or changed object needs, writes it into the object, and yields the operations that record
     /// it, with the release of what `old` had and the object no longer has.

@@ -5,6 +5,7 @@ use lichen_api::{Resource, Status, names};
 use lichen_store::{CommitError, Precondition, Revision, Txn};
 use serde_json::{Value, json};
 
+use crate::allocate::allocates;
 use crate::error::from_commit;
 use crate::metadata::{check_kind, clear_system_fields, decode, metadata_mut, set_namespace, text};
 use crate::registry::{draft_of, key_of};
@@ -95,6 +96,10 @@ impl Registry {
         resource.strategy.prepare_create(&mut object);
         let namespace_check = self.admit_create(resource, namespace, &mut object).map_err(Refused::Final)?;
         let name = text(&object, "name").to_owned();
+        let _turn = match allocates(resource) {
+            true => Some(self.inner.allocating.lock().await),
+            false => None,
+        };
         let (allocations, mut errors) = self.allocate(resource, &mut object, None);
         if errors.is_empty() {
             errors = resource.strategy.validate(&object);

@@ -65,13 +65,15 @@ pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) sources: Sources,
     pub(crate) ranges: AllocationRanges,
+    /// Held from an allocation until it is recorded: many creates at once would all take the first that is free.
+    pub(crate) allocating: futures_util::lock::Mutex<()>,
 }
 
 impl Registry {
     /// A registry over a store. Call [`Registry::bootstrap`] before others use it.
     #[must_use]
     pub fn new(store: Store, ranges: AllocationRanges, sources: Sources) -> Self {
-        Self { inner: Arc::new(Inner { store, sources, ranges }) }
+        Self { inner: Arc::new(Inner { store, sources, ranges, allocating: Default::default() }) }
     }
 
     /// The store below: for leadership and shutdown. Objects are written through the registry only.

@@ -417,6 +417,31 @@ async fn nodes_have_ranges_of_their_own() {
     assert_eq!(world.create(NODE, taken).await.unwrap_err().code, 422);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_come_at_once_are_all_taken() {
+    // A store that syncs: others come while one waits.
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(lichen_store::Config::new(dir.path())).await.unwrap();
+    store.leadership().wait_for(|leadership| leadership.leader).await.unwrap();
+    let registry = Registry::new(store, AllocationRanges::default(), Sources::system());
+    registry.bootstrap(6443).await.unwrap();
+    let create = |index: usize| {
+        let registry = registry.clone();
+        tokio::spawn(async move {
+            let (me, options) = (Identity::component("system:controller:tester"), WriteOptions::default());
+            let node = json!({"metadata": {"name": format!("n{index}")}});
+            let written = registry.create(&me, NODE, None, node, &options).await;
+            written.unwrap().record.value().unwrap()["spec"]["podCIDR"].to_string()
+        })
+    };
+    let all: Vec<_> = (0..60).map(create).collect();
+    let mut ranges = BTreeSet::new();
+    for made in all {
+        ranges.insert(made.await.unwrap());
+    }
+    assert_eq!(ranges.len(), 60);
+}
+
 #[tokio::test]
 async fn a_second_start_changes_only_the_port() {
     let world = world().await;

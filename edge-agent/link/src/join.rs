@@ -122,9 +122,12 @@ async fn exchange(
         loop {
             let reply = receiver.next().await.map_err(connect)?;
             match joiner.finish(&reply.payload) {
+                Ok(joined) => return Ok::<_, JoinError>(outcome(joined)),
+                Err(refused @ Refused::Refused(_)) => return Err(refused.into()),
                 // It answers somebody else who joins with the same token, or an earlier attempt.
-                Err(Refused::Mismatch) => continue,
-                joined => return Ok::<_, JoinError>(joined.map(outcome)?),
+                Err(Refused::Mismatch) => {}
+                // Anyone on the way can have made this up: the true reply may still come.
+                Err(error) => tracing::warn!(%error, "a reply to the join request can't be believed"),
             }
         }
     };

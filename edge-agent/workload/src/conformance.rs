@@ -34,7 +34,7 @@ pub trait Subject {
     /// A container that prints `one`, `two`, `three` on three lines and exits with this code.
     fn prints_and_exits(&self, id: ContainerId, code: i32) -> ContainerSpec;
 
-    /// A container that prints `started`, runs on, and exits with 0 when it is asked to stop.
+    /// A container that prints `started`, runs on, and from then on exits with 0 when it is asked to stop.
     fn runs(&self, id: ContainerId) -> ContainerSpec;
 
     /// A container whose artifact is damaged.
@@ -121,6 +121,7 @@ pub async fn stopping_is_graceful_and_repeatable(subject: &impl Subject) {
     let id = id("stopped");
     runtime.create(subject.runs(id.clone())).await.expect("a good specification");
     runtime.start(&id).await.expect("a first start");
+    started(runtime.as_ref(), &id).await;
     assert!(matches!(runtime.state(&id).expect("it is known"), State::Running { .. }));
     assert_eq!(runtime.stop(&id, LONG).await.expect("a running container stops"), Exit::Code(0));
     assert_eq!(runtime.stop(&id, LONG).await.expect("stopping again changes nothing"), Exit::Code(0));
@@ -137,6 +138,7 @@ pub async fn ids_live_once(subject: &impl Subject) {
     let again = runtime.create(subject.runs(id.clone())).await;
     assert!(matches!(again, Err(RuntimeError::Exists(taken)) if taken == id));
     runtime.start(&id).await.expect("a first start");
+    started(runtime.as_ref(), &id).await;
     let again = runtime.start(&id).await;
     assert!(matches!(again, Err(RuntimeError::WrongState { state: "running", .. })));
     runtime.stop(&id, LONG).await.expect("a running container stops");
@@ -160,6 +162,7 @@ pub async fn what_is_out_of_order_is_refused(subject: &impl Subject) {
     runtime.create(subject.runs(id.clone())).await.expect("a good specification");
     assert!(matches!(runtime.stop(&id, LONG).await, Err(RuntimeError::WrongState { state: "created", .. })));
     runtime.start(&id).await.expect("a first start");
+    started(runtime.as_ref(), &id).await;
     assert!(matches!(runtime.remove(&id).await, Err(RuntimeError::WrongState { state: "running", .. })));
     runtime.stop(&id, LONG).await.expect("a running container stops");
     runtime.remove(&id).await.expect("an exited container is removed");

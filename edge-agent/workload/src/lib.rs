@@ -1,5 +1,5 @@
 //! What runs a container on a node: the [`Runtime`] trait, its mock, its conformance suite, container logs, and the Wasm
-//! adapter.
+//! and OCI adapters.
 //!
 //! The trait is shaped by two very different things at once: a component inside this process, and an OCI process that
 //! outlives it. Neither Pods nor restart policies nor networking appear here: a container has an id chosen by the caller,
@@ -7,9 +7,12 @@
 
 pub mod conformance;
 pub mod container;
+mod descriptor;
 pub mod logs;
 pub mod mock;
+pub mod oci;
 pub mod runtime;
+mod runtimes;
 pub mod wasm;
 
 pub use container::{
@@ -17,5 +20,7 @@ pub use container::{
     Stats,
 };
 pub use logs::{LogError, LogFile, LogLimits, LogLine, LogOptions, LogStream, LogWriter, Stream};
+pub use oci::{OciConfig, OciRuntime};
 pub use runtime::{ExecRequest, ExecSession, Runtime, RuntimeError};
+pub use runtimes::Runtimes;
 pub use wasm::{WasmConfig, WasmRuntime};

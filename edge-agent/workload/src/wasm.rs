@@ -74,12 +74,18 @@ impl WasmRuntime {
         config: &WasmConfig,
         clock: impl Fn() -> SystemTime + Send + Sync + 'static,
     ) -> Result<Self, RuntimeError> {
-        let clock: Arc<dyn Fn() -> SystemTime + Send + Sync> = Arc::new(clock);
+        Self::with_events(config, Arc::new(clock), broadcast::channel(EVENT_QUEUE_MAX).0)
+    }
+
+    pub(crate) fn with_events(
+        config: &WasmConfig,
+        clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+        events: broadcast::Sender<Event>,
+    ) -> Result<Self, RuntimeError> {
         let stamp = Arc::clone(&clock);
         let logs = LogWriter::spawn(move || stamp())
             .map_err(|source| RuntimeError::Io { context: "starting the logs' thread".to_owned(), source })?;
         let host = ComponentHost::new(&config.host).map_err(|error| from_host(error, ""))?;
-        let (events, _) = broadcast::channel(EVENT_QUEUE_MAX);
         let inner =
             Inner { host, logs, log_limits: config.logs, clock, containers: Mutex::default(), events };
         Ok(Self { inner: Arc::new(inner) })

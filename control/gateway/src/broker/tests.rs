@@ -1,6 +1,3 @@
-#[path = "conformance.rs"]
-mod conformance;
-
 use std::time::Duration;
 
 use bytes::BytesMut;

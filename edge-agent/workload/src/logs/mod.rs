@@ -3,12 +3,13 @@
 //! Invariants:
 //! - A container's log never takes more than twice [`LogLimits::bytes_max`] of the disk: the file, and the one before it
 //!   under the name `<file>.1`.
-//! - No disk is touched on an async thread: one thread writes for all containers of a runtime, and reads go to the blocking
-//!   pool. A container that prints faster than the disk takes it waits, and loses nothing.
-//! - A follower is woken by the writer; nothing polls.
+//! - No disk is touched on an async thread: one thread writes for all components, an OCI container's shim for that
+//!   container, and reads go to the blocking pool. A container that prints faster than the disk takes it waits, and loses nothing.
+//! - A follower is woken by the writer, or by the kernel where that is another process; nothing polls.
 //!
 //! Absent on purpose: shipping logs elsewhere, compression, and anything that knows whose container it is.
 
+mod follow;
 mod line;
 mod read;
 mod write;
@@ -19,9 +20,11 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
+pub(crate) use follow::follow;
 pub(crate) use line::time_text;
 pub use line::{LogLine, Stream};
 pub use read::read;
+pub(crate) use write::Disk;
 pub use write::{LogFile, LogLimits, LogWriter, PENDING_BYTES_MAX};
 
 /// Which part of a log is wanted, and how.

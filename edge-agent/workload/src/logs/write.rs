@@ -122,6 +122,13 @@ pub(super) struct Progress {
     pub(super) closed: bool,
 }
 
+impl Progress {
+    /// Something was written, by whomever and however much.
+    pub(super) fn more(&mut self) {
+        self.written += 1;
+    }
+}
+
 #[derive(Default)]
 struct Pending {
     bytes: Vec<u8>,
@@ -219,20 +226,22 @@ impl Inner {
     }
 }
 
-struct Disk {
+/// The files of one log.
+pub(crate) struct Disk {
     file: File,
     len: u64,
     bytes_max: u64,
 }
 
 impl Disk {
-    fn open(path: &Path, limits: LogLimits) -> std::io::Result<Self> {
+    pub(crate) fn open(path: &Path, limits: LogLimits) -> std::io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let len = file.metadata()?.len();
         Ok(Self { file, len, bytes_max: limits.bytes_max })
     }
 
-    fn append(&mut self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    /// Appends whole entries.
+    pub(crate) fn append(&mut self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let room = self.bytes_max.saturating_sub(self.len);

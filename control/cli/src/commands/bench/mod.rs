@@ -5,6 +5,7 @@
 //! machine, not with figures from elsewhere.
 
 mod load;
+mod nodes;
 mod process;
 
 use std::collections::BTreeSet;
@@ -44,14 +45,26 @@ const IMAGE: &str = "hello:v1";
 
 /// Measures a cluster of its own and prints the figures.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: Option<What>,
     /// How long the idle cluster is watched.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     idle: u64,
 }
 
+#[derive(clap::Subcommand)]
+enum What {
+    /// What many nodes cost a server, how they come back, and what a node says in a day.
+    Nodes(nodes::Arguments),
+}
+
 /// Runs the command.
 pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(What::Nodes(arguments)) = &arguments.what {
+        return nodes::run(arguments).await;
+    }
     let folder = Folder::new()?;
     let bed = Bed::start(&folder.0).await?;
     let mut figures = Figures::default();
