@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lichen_gateway::SILENCE_GRACE;
+use lichen_gateway::{NODE_CERTIFICATE_TTL, SILENCE_GRACE};
 use lichen_mqtt::Access;
 use lichen_wire::session::Timing;
 
@@ -33,6 +33,8 @@ pub struct Config {
     /// Further host names and addresses that clients and nodes reach this server by; they go into its certificate.
     /// `localhost` and the loopback addresses are always in it.
     pub names: Vec<String>,
+    /// How long a node's certificate holds; a node renews it when most of that time has passed.
+    pub node_certificate_ttl: Duration,
     /// The command that compiles one component: WebAssembly on its standard input, compiled code on its output.
     /// `--profile ID` is added to it.
     pub compile_worker: Vec<String>,
@@ -48,6 +50,7 @@ impl Config {
             silence_grace: SILENCE_GRACE,
             timing: Timing::DEFAULT,
             names: Vec::new(),
+            node_certificate_ttl: NODE_CERTIFICATE_TTL,
             compile_worker: Vec::new(),
         }
     }

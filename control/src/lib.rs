@@ -18,4 +18,7 @@ pub use server::{Server, StartError, TokenError};
 
 pub use lichen_mqtt::Access;
 
-pub use lichen_gateway::{TOKEN_NAMESPACE, new_token, token_secret_name};
+pub use lichen_gateway::{
+    ORDER_ANNOTATION, Order, RESULT_ANNOTATION, TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, new_token,
+    token_secret_name,
+};

@@ -17,7 +17,7 @@ use lichen_gateway::broker;
 use lichen_gateway::bus::{Bus, EmbeddedBus};
 use lichen_gateway::external::{self, ExternalBus};
 use lichen_mqtt::Access;
-use lichen_pki::{Authority, ClientTrust, GATEWAY_USER, PkiError};
+use lichen_pki::{Authority, ClientTrust, GATEWAY_USER, PkiError, Rotating};
 use lichen_registry::{AllocationRanges, Identity, MASTERS_GROUP, Registry, Sources};
 use lichen_store::Store;
 use tokio::sync::watch;
@@ -134,9 +134,8 @@ impl Server {
         let authority = Arc::new(Authority::open_or_create(&config.data_dir.join("pki"))?);
         let ranges = AllocationRanges::default();
         let admin = authority.issue_client(ADMIN, Some(MASTERS_GROUP))?;
-        let credentials = authority.issue_server(&names(config, &ranges))?;
-        let tls =
-            |alpn: &[&[u8]]| lichen_pki::server_config(&credentials, authority.ca_pem(), alpn).map(Arc::new);
+        let certificate = Rotating::server(authority.clone(), names(config, &ranges))?;
+        let tls = |alpn: &[&[u8]]| certificate.server_config(alpn).map(Arc::new);
         let mut leadership = store.leadership();
         let found = leadership.wait_for(|now| now.leader);
         match tokio::time::timeout(LEADER_WAIT_MAX, found).await {
@@ -150,7 +149,8 @@ impl Server {
         let (broker, bus): (_, Box<dyn Bus>) = match &config.broker {
             Broker::Embedded(listen) => {
                 let limits = broker::Limits::default();
-                let config = broker::Config { listen: *listen, tls: tls(&[])?, limits };
+                let admit = lichen_gateway::admit_members(registry.clone());
+                let config = broker::Config { listen: *listen, tls: tls(&[])?, limits, admit };
                 let broker = broker::Broker::start(config).await?;
                 let bus = EmbeddedBus::new(broker.port())?;
                 (Some(broker), Box::new(bus))
@@ -159,6 +159,7 @@ impl Server {
         };
         let gateway = lichen_gateway::Config {
             silence_grace: config.silence_grace,
+            node_certificate_ttl: config.node_certificate_ttl,
             timing: config.timing,
             ..lichen_gateway::Config::new(registry.clone(), artifacts.clone(), authority.clone(), bus)
         };
@@ -278,9 +279,16 @@ async fn drain(tasks: &mut JoinSet<()>, what: &str) {
 }
 
 /// A client of the user's broker. Where nothing else is said it shows a certificate of the cluster's authority.
-fn external_bus(access: &Access, authority: &Authority) -> Result<ExternalBus, PkiError> {
-    let own = authority.issue_client(GATEWAY_USER, None)?;
-    let tls = access.tls(&ClientTrust::Authority(authority.ca_pem().to_owned()), Some(&own))?;
+fn external_bus(access: &Access, authority: &Arc<Authority>) -> Result<ExternalBus, PkiError> {
+    let cluster = authority.ca_pem();
+    let tls = match access.login.is_none() && access.credentials.is_none() {
+        // The gateway's own certificate does not end while it connects again and again.
+        true => {
+            let trust = ClientTrust::Authority(access.ca_pem.as_deref().unwrap_or(cluster).to_owned());
+            Arc::new(Rotating::client(authority.clone(), GATEWAY_USER, None)?.client_config(&trust)?)
+        }
+        false => access.tls(&ClientTrust::Authority(cluster.to_owned()), None)?,
+    };
     let (broker, login) = (access.address.clone(), access.login.clone());
     Ok(ExternalBus::spawn(external::Config { broker, tls, login }))
 }

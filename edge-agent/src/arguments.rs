@@ -42,9 +42,17 @@ impl Arguments {
     /// # Errors
     /// When the node cannot start, or `stop` fails.
     pub async fn run(self, stop: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-        let agent = Agent::start(self.config()?).await?;
+        let config = self.config()?;
+        let data_dir = config.data_dir.clone();
+        let mut agent = Agent::start(config).await?;
         println!("node {} runs", agent.node_name());
-        let stopped = stop.await;
+        let stopped = tokio::select! {
+            stopped = stop => stopped,
+            () = agent.left() => {
+                println!("node {} was removed from the cluster; {} is wiped", agent.node_name(), data_dir.display());
+                Ok(())
+            }
+        };
         agent.shutdown().await;
         stopped
     }

@@ -105,6 +105,8 @@ pub(crate) struct Core {
     urgent: bool,
     flush_at: Option<Timestamp>,
     pub(crate) connected: watch::Sender<bool>,
+    /// Whether the node is to leave the cluster.
+    pub(crate) leaving: bool,
 }
 
 /// What a core is made of, whatever carries its session and whatever it runs on.
@@ -169,6 +171,7 @@ impl Core {
             urgent: false,
             flush_at: None,
             connected: parts.connected,
+            leaving: false,
         };
         core.restore(contents);
         core
@@ -241,6 +244,7 @@ impl Core {
         mut link: mpsc::Receiver<LinkEvent>,
         mut messages: mpsc::Receiver<Msg>,
         mut stop: oneshot::Receiver<()>,
+        left: watch::Sender<bool>,
     ) {
         let mut runtime = self.runtime.events();
         self.settle().await;
@@ -271,6 +275,9 @@ impl Core {
                 }
             }
             self.settle().await;
+            if self.may_depart() {
+                return self.depart(link, left).await;
+            }
         }
         self.stop().await;
     }

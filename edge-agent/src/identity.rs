@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lichen_link::{JoinConfig, JoinError, join};
 use lichen_mqtt::Access;
-use lichen_pki::{ClientTrust, Credentials, Request};
+use lichen_pki::{ClientTrust, Credentials, PkiError, Request};
 use lichen_state::Identity;
 use lichen_wire::join::{JoinError as Exchange, Refusal, Token};
 use tokio::time::Instant;
@@ -58,14 +58,13 @@ pub(crate) async fn obtain(config: &Config, broker: &Access) -> Result<Identity,
         }
     };
     info!(node = config.node_name, "joined the cluster");
-    let certificate_pem = String::from_utf8(outcome.certificate)
-        .map_err(|_| StartError::Join(JoinError::Exchange(Exchange::Mismatch)))?;
     Ok(Identity {
         node_name: config.node_name.clone(),
-        certificate_pem,
+        certificate_pem: String::from_utf8_lossy(&outcome.certificate).into_owned(),
         key_pem: request.key_pem,
         ca_pem: pem(&outcome.ca),
         session_key: *outcome.key.as_bytes(),
+        renewals: 0,
     })
 }
 
@@ -79,11 +78,16 @@ fn may_pass(error: &JoinError) -> bool {
 }
 
 /// TLS with the broker; where it is the cluster's own, with the node's certificate.
-pub(crate) fn tls(broker: &Access, identity: &Identity) -> Result<Arc<rustls::ClientConfig>, StartError> {
+pub(crate) fn tls(broker: &Access, identity: &Identity) -> Result<Arc<rustls::ClientConfig>, PkiError> {
     let credentials =
         Credentials { chain_pem: identity.certificate_pem.clone(), key_pem: identity.key_pem.clone() };
     let trust = ClientTrust::Authority(identity.ca_pem.clone());
-    Ok(broker.tls(&trust, Some(&credentials))?)
+    broker.tls(&trust, Some(&credentials))
+}
+
+/// TLS with the broker without the node's certificate: what a node renews with whose certificate counts no more.
+pub(crate) fn bare_tls(broker: &Access, identity: &Identity) -> Result<Arc<rustls::ClientConfig>, PkiError> {
+    broker.tls(&ClientTrust::Authority(identity.ca_pem.clone()), None)
 }
 
 fn pem(der: &[u8]) -> String {

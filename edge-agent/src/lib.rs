@@ -20,11 +20,13 @@ mod exit;
 mod facts;
 mod host;
 mod identity;
+mod leave;
 mod logs;
 mod node;
 mod objects;
 mod probe;
 mod process;
+mod renewal;
 mod spec;
 mod sync;
 #[cfg(test)]
@@ -63,6 +65,7 @@ pub use uplink::{ByteStream, Uplink};
 use crate::artifacts::{Artifacts, State};
 use crate::core::Core;
 use crate::host::Local;
+use crate::renewal::Renewal;
 use crate::uplink::Outbox;
 
 /// Most answers of tasks that wait for the core; tasks wait when there are more.
@@ -73,6 +76,7 @@ pub struct Agent {
     node_name: String,
     running: Running,
     link: Link,
+    renewing: JoinHandle<()>,
 }
 
 impl Agent {
@@ -122,13 +126,16 @@ impl Agent {
         blocking(&config.data_dir, move || Ok(kept.commit(&[change])?)).await?;
         let tls = identity::tls(&broker, &identity)?;
         let session = session(&config, &identity, &contents);
-        let mut link = lichen_link::Config::new(broker.address, tls, session);
-        link.login = broker.login;
+        let mut link = lichen_link::Config::new(broker.address.clone(), tls, session);
+        link.login = broker.login.clone();
         let (link, events) = Link::spawn(link);
-        let node_name = config.node_name.clone();
-        let build = Build { config, runtime, checkpoint, contents, ca_pem: identity.ca_pem };
+        let (node_name, ca_pem) = (config.node_name.clone(), identity.ca_pem.clone());
+        let build = Build { config, runtime, checkpoint: checkpoint.clone(), contents, ca_pem };
         let running = build.run(Arc::new(link.handle()), events).await;
-        Ok(Self { node_name, running, link })
+        let connected = running.connected.clone();
+        let renewal = Renewal { identity, broker, checkpoint, link: link.handle(), connected };
+        let renewing = tokio::spawn(renewal.run());
+        Ok(Self { node_name, running, link, renewing })
     }
 
     /// The node's name.
@@ -139,8 +146,20 @@ impl Agent {
     /// Stops every component with a grace, says goodbye to the control plane and closes the checkpoint. Pods are
     /// not deleted: the next start brings them back under the same names and UIDs.
     pub async fn shutdown(self) {
+        self.renewing.abort();
+        // An error says that it was aborted, which is as good.
+        let _ = self.renewing.await;
         self.running.stop().await;
         self.link.shutdown().await;
+    }
+
+    /// Completes when the control plane has told the node to leave and it did: nothing of it runs, and what made it a node
+    /// is wiped. Can be cancelled.
+    pub async fn left(&mut self) {
+        if self.running.left.wait_for(|left| *left).await.is_err() {
+            // A core that has ended otherwise has not left.
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -149,6 +168,10 @@ pub struct Running {
     stop: Option<oneshot::Sender<()>>,
     core: JoinHandle<()>,
     outbox: JoinHandle<()>,
+    /// Whether a session stands.
+    connected: watch::Receiver<bool>,
+    /// Whether the node has left the cluster.
+    left: watch::Receiver<bool>,
 }
 
 impl Running {
@@ -182,8 +205,10 @@ impl Parts {
         let outbox = Outbox::default();
         let reporter = tokio::spawn(outbox.clone().run(uplink));
         let (stop, stopped) = oneshot::channel();
-        let core = tokio::spawn(Core::new(self, contents, outbox, messages).run(events, inbox, stopped));
-        Running { stop: Some(stop), core, outbox: reporter }
+        let (connected, left) = (self.connected.subscribe(), watch::Sender::new(false));
+        let leaves = left.subscribe();
+        let core = Core::new(self, contents, outbox, messages).run(events, inbox, stopped, left);
+        Running { stop: Some(stop), core: tokio::spawn(core), outbox: reporter, connected, left: leaves }
     }
 }
 

@@ -40,6 +40,7 @@ impl Core {
                 self.synced(version);
             }
             LinkEvent::Synced { version } => self.synced(version),
+            LinkEvent::Leave => self.leave(),
             LinkEvent::Stream { request, stream } => self.on_stream(&request, Box::new(stream)),
         }
     }
@@ -113,6 +114,10 @@ impl Core {
     }
 
     fn on_remove(&mut self, kind: &str, key: &str) {
+        if kind == "Node" && !self.leaving {
+            // Whoever deleted it did not tell the node to leave: it registers again, as it would after a restart.
+            self.report_node();
+        }
         match self.objects.remove(kind, key) {
             Effect::Nothing => return,
             Effect::PodRemoved => {

@@ -367,8 +367,40 @@ async fn what_cannot_be_started_says_why() {
         key_pem: String::new(),
         ca_pem: String::new(),
         session_key: [0; 32],
+        renewals: 0,
     };
     checkpoint.commit(&[Change::Identity(identity)]).expect("commits");
     drop(checkpoint);
     check(config("n"), "belongs to the node other").await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_deleted_registers_again_without_a_new_session() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let b = node(dir.path(), "10.251.8.0/24").await;
+    b.fake.wait("Node", "edge-1", |node| node["status"]["addresses"][0]["type"] == "InternalIP").await;
+    b.send(LinkEvent::Remove { kind: "Node".into(), key: "edge-1".into(), version: 9 }).await;
+    let again = b.fake.wait("Node", "edge-1", |_| true).await;
+    assert_eq!(again["status"]["addresses"][0]["address"], "10.251.8.1", "its pods keep their addresses");
+    b.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_told_to_leave_ends_its_pods_wipes_itself_and_says_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut b = node(dir.path(), "10.251.9.0/24").await;
+    b.item("Pod", "ns/p", pod(json!({ "terminationGracePeriodSeconds": 7 }))).await;
+    b.ready("ns/p").await;
+    b.send(LinkEvent::Leave).await;
+    b.fake.wait("Left", "edge-1", |_| true).await;
+    assert!(b.runtime.calls().contains(&Call::Stop(b.id(0), Duration::from_secs(7))), "with their own grace");
+    // It was wiped before it was said: whoever dies from now on has left.
+    let left: Vec<_> = std::fs::read_dir(dir.path()).expect("lists").collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!*b.running.left.borrow(), "it waits for the control plane to have heard it");
+    b.send(LinkEvent::Lost(lichen_wire::session::LostReason::Bye)).await;
+    b.running.left.wait_for(|left| *left).await.expect("the core says so");
+    b.running.stop().await;
+    let (_, contents) = Checkpoint::open(dir.path()).expect("opens");
+    assert_eq!(contents, Contents::default());
 }

@@ -15,10 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::de::DeserializeOwned;
+
+use crate::kinds::secret;
 
 pub use id::{Kind, ObjectId, ObjectKey};
 
@@ -33,6 +35,8 @@ pub struct Partial {
     pub metadata: ObjectMeta,
     /// Of an Event, when it last happened, as far as it says.
     pub last_seen: Option<jiff::Timestamp>,
+    /// Of a Secret that is a bootstrap token, when it ends; the beginning of time if that cannot be read.
+    pub expires: Option<jiff::Timestamp>,
 }
 
 /// The objects of one kind, ordered by namespace and name.
@@ -231,6 +235,8 @@ typed_kinds![
 impl Kind {
     /// The kind of an Event.
     pub const EVENT: Kind = Kind { group: "", version: "v1", kind: "Event" };
+    /// The kind of a Secret.
+    pub const SECRET: Kind = Kind { group: "", version: "v1", kind: "Secret" };
 }
 
 impl Object {
@@ -251,17 +257,23 @@ impl Object {
         struct OnlyMetadata {
             metadata: ObjectMeta,
         }
-        let (mut metadata, last_seen) = if kind == Kind::EVENT {
+        let (mut last_seen, mut expires) = (None, None);
+        let mut metadata = if kind == Kind::EVENT {
             let event: Event = parse(json)?;
             let series = event.series.and_then(|series| series.last_observed_time);
             let micro = series.max(event.event_time).map(|time| time.0);
-            (event.metadata, micro.max(event.last_timestamp.map(|time| time.0)))
+            last_seen = micro.max(event.last_timestamp.map(|time| time.0));
+            event.metadata
+        } else if kind == Kind::SECRET {
+            let secret: Secret = parse(json)?;
+            expires = secret::token_expiry(&secret);
+            secret.metadata
         } else {
-            (parse::<OnlyMetadata>(json)?.metadata, None)
+            parse::<OnlyMetadata>(json)?.metadata
         };
         metadata.managed_fields = None;
         metadata.annotations = None;
-        Ok(Object::Other(Arc::new(Partial { kind, metadata, last_seen })))
+        Ok(Object::Other(Arc::new(Partial { kind, metadata, last_seen, expires })))
     }
 }
 

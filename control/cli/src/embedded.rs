@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use jiff::{Span, SpanRelativeTo};
 use lichen_agent::{Agent, BrokerArguments};
 use lichen_control::{Access, Broker, Server};
 
@@ -34,6 +35,9 @@ pub(crate) struct ServerArguments {
     /// A further host name or address that clients and nodes reach this server by. May be given several times.
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<String>,
+    /// How long a node's certificate holds; it is renewed by itself when most of that has passed.
+    #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = duration)]
+    pub(crate) node_certificate_ttl: Duration,
 }
 
 impl ServerArguments {
@@ -70,6 +74,7 @@ impl ServerArguments {
             api_addr: self.api_addr,
             broker: self.broker()?,
             names: self.names.clone(),
+            node_certificate_ttl: self.node_certificate_ttl,
             compile_worker: vec![own.to_string_lossy().into_owned(), "compile-worker".into()],
             ..lichen_control::Config::new(data_dir.join("server"))
         };
@@ -134,6 +139,16 @@ impl Cluster {
             agent.shutdown().await;
         }
         self.server.shutdown().await;
+    }
+}
+
+/// A duration as people write it: `90d`, `24h`, `30m`.
+pub(crate) fn duration(text: &str) -> Result<Duration> {
+    let parsed: Span = text.parse().with_context(|| format!("{text:?} is no duration such as 24h"))?;
+    let parsed = parsed.to_duration(SpanRelativeTo::days_are_24_hours())?;
+    match Duration::try_from(parsed) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => bail!("a duration must be more than nothing"),
     }
 }
 

@@ -44,6 +44,9 @@ enum Command {
     /// Manage the tokens with which nodes join.
     #[command(subcommand)]
     Token(commands::token::Token),
+    /// Take nodes out of the cluster.
+    #[command(subcommand)]
+    Node(commands::node::Node),
     /// Look after the files of a server that does not run.
     #[command(subcommand)]
     Store(commands::store::Store),
@@ -112,6 +115,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Server(arguments) => commands::server::run(arguments).await,
         Command::Agent(arguments) => commands::agent::run(arguments).await,
         Command::Token(command) => commands::token::run(&client()?, command).await,
+        Command::Node(command) => commands::node::run(&client()?, command).await,
         Command::Store(command) => commands::store::run(command).await,
         Command::Push(arguments) => commands::push::run(&client()?, arguments).await,
         Command::Apply(arguments) => commands::apply::run(&client()?, arguments).await,

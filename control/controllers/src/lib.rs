@@ -22,6 +22,7 @@ mod reconciler;
 mod replica_set;
 mod service_account;
 mod taint_eviction;
+mod token_cleaner;
 
 pub use reconciler::{Action, Event, Interest, Outcome, Propagation, Reconciler, Regarding, Severity, Step};
 
@@ -38,6 +39,7 @@ pub static RECONCILERS: &[&dyn Reconciler] = &[
     &replica_set::ReplicaSetController,
     &service_account::ServiceAccountController,
     &taint_eviction::TaintEvictionController,
+    &token_cleaner::TokenCleaner,
 ];
 
 #[cfg(test)]

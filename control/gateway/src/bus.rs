@@ -22,6 +22,10 @@ pub struct BusError(pub String);
 pub trait Publish: Send + Sync + 'static {
     /// Hands over a message. It never waits: a bus that cannot take the message now drops it.
     fn publish(&self, topic: &str, payload: Bytes) -> Result<(), BusError>;
+
+    /// A node counts no more: a broker of the gateway's own ends its connection. With another's broker its frames are
+    /// simply not opened any more.
+    fn disconnect(&self, _node: &str) {}
 }
 
 /// What a bus brings.
@@ -81,5 +85,9 @@ impl Bus for EmbeddedBus {
 impl Publish for Publisher {
     fn publish(&self, topic: &str, payload: Bytes) -> Result<(), BusError> {
         Publisher::publish(self, topic, payload).map_err(|e| BusError(e.to_string()))
+    }
+
+    fn disconnect(&self, node: &str) {
+        self.disconnect_node(node);
     }
 }

@@ -33,7 +33,10 @@ pub(crate) async fn run(shared: Arc<Shared>, mut watch: Watch) {
                 let version = change.revision.0;
                 let mut desired = shared.desired.lock().unwrap_or_else(PoisonError::into_inner);
                 match Kind::of_key(change.key.as_str()) {
-                    Some((kind, key)) => desired.change(kind, key, change.new.clone(), version),
+                    Some((kind, key)) => {
+                        shared.orders.look(kind, key, change.new.as_ref());
+                        desired.change(kind, key, change.new.clone(), version);
+                    }
                     None => desired.progress(version),
                 }
             }
@@ -61,6 +64,7 @@ fn load(shared: &Shared) -> Result<Watch, RangeError> {
         let page = store.range(kind.prefix(), &options)?;
         for (key, record) in page.items {
             if let Some((kind, name)) = Kind::of_key(key.as_str()) {
+                shared.orders.look(kind, name, Some(&record));
                 objects.push((kind, name.to_owned(), record));
             }
         }

@@ -1,8 +1,10 @@
 //! Sorts what comes off the bus: frames to the tasks of their nodes, wills to the same, joins to whoever answers them.
+//! Begins and ends those tasks as nodes join and go.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lichen_wire::keys::NodeKey;
 use lichen_wire::session::{Config, GatewayConfig, Growable, Session};
 use lichen_wire::topic::{Channel, PRESENCE_DOWN, Topic};
 use tokio::sync::mpsc;
@@ -10,9 +12,18 @@ use tokio::time::Instant;
 
 use crate::Shared;
 use crate::bus::{Arrival, Bus, Message};
-use crate::join;
 use crate::node::{Handle, Input};
-use crate::ownership;
+use crate::{join, members};
+
+/// What became of a node.
+pub(crate) enum Event {
+    /// It has joined, maybe anew.
+    Joined(String),
+    /// It was given another key, which counts beside the one that it has until it uses it.
+    Renewed(String, NodeKey),
+    /// It has left.
+    Gone(String),
+}
 
 /// The tasks of all nodes that have joined.
 #[derive(Default)]
@@ -30,8 +41,8 @@ impl Nodes {
 
     /// Starts a node's task, or gives a node that joined anew a task with its new key.
     fn start(&self, shared: &Arc<Shared>, node: &str) -> bool {
-        let entry = match ownership::node_key(&shared.registry, node) {
-            Ok(Some(entry)) => entry,
+        let member = match members::find(&shared.registry, node) {
+            Ok(Some((member, _))) => member,
             Ok(None) => return false,
             Err(error) => {
                 tracing::error!(node, %error, "a node can't be served");
@@ -45,13 +56,16 @@ impl Nodes {
         };
         let config = Config::Gateway(GatewayConfig {
             node: name,
-            key: entry.key,
+            key: member.key,
             epoch: shared.epoch,
             incarnation: shared.incarnation,
             limits: shared.limits,
             timing: shared.timing,
         });
-        let session = Session::<Growable>::new(config, (shared.random)());
+        let mut session = Session::<Growable>::new(config, (shared.random)());
+        if let Some(next) = member.next {
+            session.offer_key(next.key);
+        }
         if self.lock().remove(node).is_some() {
             // The session under the old key ends without a word.
             shared.desired.lock().unwrap_or_else(PoisonError::into_inner).detach(node);
@@ -67,6 +81,24 @@ impl Nodes {
         self.lock().values().for_each(Handle::linked);
     }
 
+    /// Ends all that is carried for a node. When this returns, nothing of it is written any more.
+    pub(crate) async fn end(&self, shared: &Shared, node: &str) {
+        let handle = self.lock().remove(node);
+        if let Some(handle) = handle {
+            handle.stop().await;
+        }
+        shared.presence.forget(node);
+        shared.publisher.disconnect(node);
+    }
+
+    /// Gives a node's task something to do, if there is one.
+    pub(crate) async fn tell(&self, node: &str, input: Input) {
+        if let Some(inputs) = self.inputs(node) {
+            // A task that has ended needs no input.
+            let _ = inputs.send(input).await;
+        }
+    }
+
     /// Ends every task after a goodbye to its node.
     pub(crate) async fn stop(&self) {
         let all = std::mem::take(&mut *self.lock());
@@ -79,11 +111,10 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     nodes: Arc<Nodes>,
     mut bus: Box<dyn Bus>,
-    joins: mpsc::Sender<join::Request>,
-    mut joined: mpsc::Receiver<String>,
+    mut events: mpsc::Receiver<Event>,
 ) {
     // Nodes that joined earlier are asked to say hello.
-    match ownership::joined_nodes(&shared.registry) {
+    match members::all(&shared.registry) {
         Ok(known) => {
             for node in known {
                 nodes.start(&shared, &node);
@@ -94,11 +125,15 @@ pub(crate) async fn run(
     loop {
         tokio::select! {
             biased;
-            Some(node) = joined.recv() => {
-                nodes.start(&shared, &node);
-            }
+            Some(event) = events.recv() => match event {
+                Event::Joined(node) => {
+                    nodes.start(&shared, &node);
+                }
+                Event::Renewed(node, key) => nodes.tell(&node, Input::Key(key)).await,
+                Event::Gone(node) => nodes.end(&shared, &node).await,
+            },
             arrival = bus.recv() => match arrival {
-                Some(Arrival::Message(message)) => sort(&shared, &nodes, &joins, message),
+                Some(Arrival::Message(message)) => sort(&shared, &nodes, message),
                 Some(Arrival::Linked) => {
                     shared.presence.set_linked(true, Instant::now());
                     nodes.linked();
@@ -111,7 +146,7 @@ pub(crate) async fn run(
     tracing::info!("the bus has ended");
 }
 
-fn sort(shared: &Arc<Shared>, nodes: &Nodes, joins: &mpsc::Sender<join::Request>, message: Message) {
+fn sort(shared: &Arc<Shared>, nodes: &Nodes, message: Message) {
     match Topic::parse(&message.topic) {
         Some(Topic::Node { node, channel: Channel::Up }) => {
             let known = nodes.lock().contains_key(node);
@@ -132,8 +167,8 @@ fn sort(shared: &Arc<Shared>, nodes: &Nodes, joins: &mpsc::Sender<join::Request>
             }
         }
         Some(Topic::JoinUp { token_id }) => {
-            let request = join::Request { token_id: token_id.to_owned(), payload: message.payload };
-            if joins.try_send(request).is_err() {
+            let from = join::From::Topic(token_id.to_owned());
+            if shared.joins.try_send(join::Request { from, payload: message.payload }).is_err() {
                 tracing::warn!("a join request was dropped: too many wait");
             }
         }

@@ -112,33 +112,8 @@ pub(crate) struct PodShape {
 impl PodShape {
     pub(crate) fn of(record: &Record) -> PodShape {
         let Ok(mut pod) = record.value() else { return PodShape::default() };
-        let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
+        let refs = refs(&pod);
         let node = pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()).map(str::to_owned);
-        let mut refs = BTreeSet::new();
-        let mut add = |kind: Kind, name: &Value| {
-            if let Some(name) = name.as_str() {
-                refs.insert((kind, format!("{namespace}/{name}")));
-            }
-        };
-        let spec = &pod["spec"];
-        for volume in list(&spec["volumes"]) {
-            add(Kind::ConfigMap, &volume["configMap"]["name"]);
-            add(Kind::Secret, &volume["secret"]["secretName"]);
-            for source in list(&volume["projected"]["sources"]) {
-                add(Kind::ConfigMap, &source["configMap"]["name"]);
-                add(Kind::Secret, &source["secret"]["name"]);
-            }
-        }
-        for container in list(&spec["containers"]).iter().chain(list(&spec["initContainers"])) {
-            for from in list(&container["envFrom"]) {
-                add(Kind::ConfigMap, &from["configMapRef"]["name"]);
-                add(Kind::Secret, &from["secretRef"]["name"]);
-            }
-            for variable in list(&container["env"]) {
-                add(Kind::ConfigMap, &variable["valueFrom"]["configMapKeyRef"]["name"]);
-                add(Kind::Secret, &variable["valueFrom"]["secretKeyRef"]["name"]);
-            }
-        }
         if let Some(pod) = pod.as_object_mut() {
             pod.remove("status");
         }
@@ -150,6 +125,37 @@ impl PodShape {
         pod.to_string().hash(&mut hasher);
         PodShape { node, refs, fingerprint: hasher.finish() }
     }
+}
+
+/// The ConfigMaps and Secrets that a pod names and its node needs.
+pub(crate) fn refs(pod: &Value) -> BTreeSet<ItemKey> {
+    let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+    let mut refs = BTreeSet::new();
+    let mut add = |kind: Kind, name: &Value| {
+        if let Some(name) = name.as_str() {
+            refs.insert((kind, format!("{namespace}/{name}")));
+        }
+    };
+    let spec = &pod["spec"];
+    for volume in list(&spec["volumes"]) {
+        add(Kind::ConfigMap, &volume["configMap"]["name"]);
+        add(Kind::Secret, &volume["secret"]["secretName"]);
+        for source in list(&volume["projected"]["sources"]) {
+            add(Kind::ConfigMap, &source["configMap"]["name"]);
+            add(Kind::Secret, &source["secret"]["name"]);
+        }
+    }
+    for container in list(&spec["containers"]).iter().chain(list(&spec["initContainers"])) {
+        for from in list(&container["envFrom"]) {
+            add(Kind::ConfigMap, &from["configMapRef"]["name"]);
+            add(Kind::Secret, &from["secretRef"]["name"]);
+        }
+        for variable in list(&container["env"]) {
+            add(Kind::ConfigMap, &variable["valueFrom"]["configMapKeyRef"]["name"]);
+            add(Kind::Secret, &variable["valueFrom"]["secretKeyRef"]["name"]);
+        }
+    }
+    refs
 }
 
 /// The range of pod addresses that a Node was given.

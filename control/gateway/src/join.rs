@@ -1,24 +1,30 @@
-//! Machines that hold a token become nodes.
+//! Machines that hold a token become nodes, and nodes renew what they were given then.
 //!
-//! A request is believed when its MAC proves that the sender holds the secret of a token that is valid now. The node's
-//! key is durable before the reply that lets the machine use it is sent; if that reply is lost, the same request can be
-//! made again. A name that another machine joined under stays its own for as long as its Node exists.
+//! A request to join is believed when its MAC proves that the sender holds the secret of a token that is valid now; a
+//! renewal, when it proves that the sender holds the node's key, and it comes through the node's session or over the join
+//! topics alike. The node's key is durable before the reply that lets the machine use it is sent; if that reply is lost,
+//! the same request can be made again. A name that another machine joined under stays its own for as long as its Node
+//! exists. After a renewal what the node had before counts on until it uses what it was given.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lichen_api::kinds;
-use lichen_pki::Authority;
+use lichen_pki::{Authority, NodeCertificate};
 use lichen_registry::Registry;
-use lichen_wire::join::{JOIN_BYTES_MAX, JoinRequest, Refusal};
+use lichen_wire::join::{JOIN_BYTES_MAX, JoinRequest, Refusal, Verified};
+use lichen_wire::keys::NodeKey;
 use lichen_wire::topic::Topic;
 use rand::RngExt;
 use ring::digest::{SHA256, digest};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::bus::Publish;
-use crate::ownership::{self, KeyEntry};
+use crate::hub::Event;
+use crate::members::{self, Depends, Member, MemberError, Renewal};
+use crate::removal::Order;
 use crate::token;
 
 /// How many join requests wait. One that finds no room is dropped; the machine asks again.
@@ -29,104 +35,241 @@ const ACCEPTED_KEPT_MAX: usize = 64;
 /// How many replies are kept for requests that arrive a second time: another answer would bring another key.
 const REPLIES_KEPT_MAX: usize = 64;
 
-/// A join request as it came off the bus.
+/// Times that an answer is worked out again because something that it builds on changed meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// A request to join or to renew, and whom to answer.
 pub(crate) struct Request {
-    pub(crate) token_id: String,
+    pub(crate) from: From,
     pub(crate) payload: Bytes,
 }
 
-/// What answers joins.
+/// Whom to answer.
+pub(crate) enum From {
+    /// Whoever listens to the topic of this token or attempt.
+    Topic(String),
+    /// A node, in its session.
+    Session { node: String, reply: oneshot::Sender<Bytes> },
+}
+
+/// What answers joins and renewals.
 pub(crate) struct Joiner {
     pub(crate) registry: Registry,
     pub(crate) authority: Arc<Authority>,
     pub(crate) publisher: Arc<dyn Publish>,
-    /// Told of each node that has just joined.
-    pub(crate) joined: mpsc::Sender<String>,
+    /// How long a node's certificate holds.
+    pub(crate) certificate_ttl: Duration,
+    /// Told of each node that has just joined or renewed.
+    pub(crate) hub: mpsc::Sender<Event>,
+}
+
+/// Why a request gets no acceptance.
+enum Denied {
+    /// It is refused, for a reason that the machine is told and one that is logged.
+    Refused(Refusal, String),
+    /// It was accepted before, or is older than one that was, and is replayed: it deserves no answer.
+    Replayed,
+    /// What it builds on changed meanwhile.
+    Conflict,
+}
+
+impl std::convert::From<MemberError> for Denied {
+    fn from(error: MemberError) -> Denied {
+        if error.is_conflict() { Denied::Conflict } else { unavailable(&error) }
+    }
+}
+
+fn unavailable(why: &dyn std::fmt::Display) -> Denied {
+    Denied::Refused(Refusal::Unavailable, why.to_string())
+}
+
+fn refused(refusal: Refusal, why: impl std::fmt::Display) -> Denied {
+    Denied::Refused(refusal, why.to_string())
 }
 
 impl Joiner {
     /// Answers requests one after the other until their sender is gone.
     pub(crate) async fn run(self, mut requests: mpsc::Receiver<Request>) {
         let mut replies: VecDeque<(Bytes, Bytes)> = VecDeque::new();
-        while let Some(request) = requests.recv().await {
-            let known = replies.iter().find(|(asked, _)| *asked == request.payload);
+        while let Some(Request { from, payload }) = requests.recv().await {
+            let known = replies.iter().find(|(asked, _)| *asked == payload).map(|(_, reply)| reply.clone());
             let reply = match known {
-                Some((_, reply)) => reply.clone(),
+                Some(reply) => reply,
                 None => {
-                    let mut out = vec![0; JOIN_BYTES_MAX];
-                    let Some(len) = self.answer(&request, &mut out).await else { continue };
-                    out.truncate(len);
-                    let reply = Bytes::from(out);
+                    let Some(reply) = self.answer(&from, &payload).await else { continue };
                     replies.truncate(REPLIES_KEPT_MAX - 1);
-                    replies.push_front((request.payload.clone(), reply.clone()));
+                    replies.push_front((payload, reply.clone()));
                     reply
                 }
             };
-            let Some(topic) = (Topic::JoinDown { token_id: &request.token_id }).name() else { continue };
-            if let Err(error) = self.publisher.publish(&topic, reply) {
-                tracing::warn!(%error, "a join reply was not sent");
+            match from {
+                From::Topic(id) => {
+                    let Some(topic) = (Topic::JoinDown { token_id: &id }).name() else { continue };
+                    if let Err(error) = self.publisher.publish(&topic, reply) {
+                        tracing::warn!(%error, "a join reply was not sent");
+                    }
+                }
+                // A session that ended meanwhile asks again.
+                From::Session { reply: to, .. } => drop(to.send(reply)),
             }
         }
     }
 
-    /// Writes the reply to a request; none if it deserves none.
-    async fn answer(&self, message: &Request, out: &mut [u8]) -> Option<usize> {
-        let request = match JoinRequest::read(&message.payload) {
-            Ok(request) if request.token_id == message.token_id => request,
-            Ok(_) => return None,
+    /// The reply to a request; none if it deserves none.
+    async fn answer(&self, from: &From, payload: &[u8]) -> Option<Bytes> {
+        let request = match JoinRequest::read(payload) {
+            Ok(request) => request,
             Err(error) => {
-                tracing::warn!(token = message.token_id, %error, "a join request can't be read");
+                tracing::warn!(%error, "a join request can't be read");
                 return None;
             }
         };
-        match self.admit(&request, sha256(&message.payload), out).await {
-            Ok(len) => len,
-            Err((refusal, why)) => {
-                tracing::warn!(node = request.node, token = request.token_id, ?refusal, why, "join refused");
-                request.refuse(refusal, out).ok()
-            }
+        let of_its_own = match from {
+            From::Topic(id) => request.is_renewal() || request.token_id == id,
+            From::Session { node, .. } => request.is_renewal() && request.node == node,
+        };
+        if !of_its_own {
+            return None;
         }
+        let mut out = vec![0; JOIN_BYTES_MAX];
+        let mut attempt = 0;
+        let len = loop {
+            attempt += 1;
+            let admitted = match request.is_renewal() {
+                true => self.renew(&request, &mut out).await,
+                false => self.admit(&request, sha256(payload), &mut out).await,
+            };
+            let (refusal, why) = match admitted {
+                Ok(len) => break len,
+                Err(Denied::Conflict) if attempt < ATTEMPTS => continue,
+                Err(Denied::Conflict) => (Refusal::Unavailable, "it changes too often".to_owned()),
+                Err(Denied::Replayed) => {
+                    tracing::warn!(node = request.node, "a join message was replayed");
+                    return None;
+                }
+                Err(Denied::Refused(refusal, why)) => (refusal, why),
+            };
+            let (node, token) = (request.node, request.token_id);
+            tracing::warn!(node, token, ?refusal, why, "a join or a renewal was refused");
+            break request.refuse(refusal, &mut out).ok()?;
+        };
+        out.truncate(len);
+        Some(out.into())
     }
 
-    /// Writes the acceptance of a request; none if it was accepted before and is replayed.
+    /// Writes the acceptance of a machine that wants to be a node.
     async fn admit(
         &self,
         request: &JoinRequest<'_>,
         message: [u8; 32],
         out: &mut [u8],
-    ) -> Result<Option<usize>, (Refusal, String)> {
-        let unavailable = |why: String| (Refusal::Unavailable, why);
-        let token = token::find(&self.registry, request.token_id, self.authority.ca_digest()).await;
-        let token = token.map_err(|status| unavailable(status.to_string()))?;
-        let token = token.ok_or_else(|| (Refusal::Token, "no such token, or it has expired".to_owned()))?;
-        let verified = request.verify(&token).map_err(|error| (Refusal::Token, error.to_string()))?;
+    ) -> Result<usize, Denied> {
+        let found = token::find(&self.registry, request.token_id, self.authority.ca_digest()).await;
+        let (token, secret) = found
+            .map_err(|status| unavailable(&status))?
+            .ok_or_else(|| refused(Refusal::Token, "no such token, or it has expired"))?;
+        let verified = request.verify(&token).map_err(|error| refused(Refusal::Token, error))?;
+        let certificate = self.certify(request)?;
         let fingerprint = sha256(request.csr.0);
-        let known = ownership::node_key(&self.registry, request.node);
+        let known = members::find(&self.registry, request.node)?;
         let mut accepted = vec![message];
-        if let Some(known) = known.map_err(|error| unavailable(error.to_string()))? {
+        if let Some((known, _)) = &known {
             if known.accepted.contains(&message) {
-                tracing::warn!(node = request.node, "a join message was replayed");
-                return Ok(None);
+                return Err(Denied::Replayed);
             }
-            if known.request != fingerprint
-                && self.registry.get(&kinds::node::RESOURCE, None, request.node).await.is_ok()
-            {
-                return Err((Refusal::NameTaken, "a Node of this name exists; delete it first".to_owned()));
+            if known.leaves_until.is_some() && known.public_key == Some(certificate.public_key) {
+                return Err(refused(Refusal::Removed, "the node was told to leave"));
             }
-            accepted.extend(known.accepted);
+            accepted.extend(&known.accepted);
             accepted.truncate(ACCEPTED_KEPT_MAX);
         }
-        let chain = self.authority.certify_node(request.csr.0, request.node);
-        let chain = chain.map_err(|error| (Refusal::Request, error.to_string()))?;
-        let reply = verified.accept(chain.as_bytes(), self.authority.ca_der(), rand::rng().random(), out);
-        let (len, key) = reply.map_err(|error| (Refusal::Request, error.to_string()))?;
-        let entry = KeyEntry { key, request: fingerprint, accepted };
-        let kept = ownership::keep_node_key(&self.registry, request.node, &entry).await;
-        kept.map_err(|error| unavailable(error.to_string()))?;
+        let same = known.as_ref().is_some_and(|(known, _)| known.request == fingerprint);
+        if let Ok(node) = self.registry.get(&kinds::node::RESOURCE, None, request.node).await {
+            let going = node.value().is_ok_and(|node| Order::of(&node).is_some());
+            if going || (known.is_some() && !same) {
+                return Err(refused(Refusal::NameTaken, "a Node of this name exists"));
+            }
+        }
+        let (len, key) = self.accept(&verified, &certificate, out)?;
+        let member = Member {
+            key,
+            public_key: Some(certificate.public_key),
+            next: None,
+            serial: 0,
+            request: fingerprint,
+            accepted,
+            token: request.token_id.to_owned(),
+            leaves_until: None,
+        };
+        // A token that is taken back, or a device that is revoked, at this very moment lets nobody in.
+        let depends = Depends { token: Some(secret), public_key: Some(certificate.public_key) };
+        let before = known.map(|(_, at)| at);
+        members::keep(&self.registry, request.node, &member, before, depends).await?;
+        if !same {
+            // What another machine of that name has seen is not this one's.
+            members::forget_reach(&self.registry, request.node).await?;
+        }
         tracing::info!(node = request.node, token = request.token_id, "a node has joined");
         // The hub also learns of the node from its first frame, should this not arrive.
-        let _ = self.joined.send(request.node.to_owned()).await;
-        Ok(Some(len))
+        let _ = self.hub.send(Event::Joined(request.node.to_owned())).await;
+        Ok(len)
+    }
+
+    /// Writes the acceptance of a node that wants another certificate and another key.
+    async fn renew(&self, request: &JoinRequest<'_>, out: &mut [u8]) -> Result<usize, Denied> {
+        let removed = || refused(Refusal::Removed, "no node of this name has that key");
+        let (mut member, at) = members::find(&self.registry, request.node)?.ok_or_else(removed)?;
+        let ca_digest = self.authority.ca_digest();
+        let mut advanced = false;
+        let verified = match request.verify_renewal(&member.key, &ca_digest) {
+            Ok(verified) => verified,
+            // It may renew what it was given before it has used it.
+            Err(_) => {
+                let next = member.next.as_ref().ok_or_else(removed)?;
+                let verified = request.verify_renewal(&next.key, &ca_digest).map_err(|_| removed())?;
+                member.advance();
+                advanced = true;
+                verified
+            }
+        };
+        if request.serial() <= member.serial {
+            return Err(Denied::Replayed);
+        }
+        let certificate = self.certify(request)?;
+        let (len, key) = self.accept(&verified, &certificate, out)?;
+        member.serial = request.serial();
+        member.next = Some(Renewal { key: key.clone(), public_key: certificate.public_key });
+        let depends = Depends { token: None, public_key: Some(certificate.public_key) };
+        members::keep(&self.registry, request.node, &member, Some(at), depends).await?;
+        tracing::info!(
+            node = request.node,
+            serial = member.serial,
+            "a node's certificate and key are renewed"
+        );
+        let node = request.node.to_owned();
+        let event = if advanced { Event::Joined(node) } else { Event::Renewed(node, key) };
+        let _ = self.hub.send(event).await;
+        Ok(len)
+    }
+
+    fn certify(&self, request: &JoinRequest<'_>) -> Result<NodeCertificate, Denied> {
+        let certificate = self.authority.certify_node(request.csr.0, request.node, self.certificate_ttl);
+        let certificate = certificate.map_err(|error| refused(Refusal::Request, error))?;
+        match members::is_revoked(&self.registry, &certificate.public_key) {
+            true => Err(refused(Refusal::Removed, "its key pair was revoked")),
+            false => Ok(certificate),
+        }
+    }
+
+    fn accept(
+        &self,
+        verified: &Verified<'_>,
+        certificate: &NodeCertificate,
+        out: &mut [u8],
+    ) -> Result<(usize, NodeKey), Denied> {
+        let (chain, ca) = (certificate.chain_pem.as_bytes(), self.authority.ca_der());
+        let reply = verified.accept(chain, ca, rand::rng().random(), out);
+        reply.map_err(|error| refused(Refusal::Request, error))
     }
 }
 

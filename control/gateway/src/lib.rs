@@ -7,7 +7,9 @@
 //! - nothing a bus delivers is believed unless the session's seal proves it; a bus can delay and lose, no more;
 //! - a node changes its own Node, the status of pods bound to it, and events about those, whatever it sends;
 //! - each start of a gateway is granted an owner epoch higher than any before, so that agents refuse a stale one;
-//! - presence is memory: a node that stays connected costs no write.
+//! - presence is memory: a node that stays connected costs no write;
+//! - who was removed or revoked stays out: its key is gone before anything else of it is, and no join that was under way
+//!   brings it back.
 //!
 //! Deliberately absent: which broker carries the messages (see [`bus`]), and forwarding between gateways.
 
@@ -24,9 +26,11 @@ mod item;
 mod join;
 mod lease;
 mod logs;
+mod members;
 mod node;
 mod ownership;
 mod presence;
+mod removal;
 mod reports;
 mod serve;
 mod settle;
@@ -49,6 +53,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use ownership::OwnershipError;
+pub use removal::{ORDER_ANNOTATION, Order, RESULT_ANNOTATION};
 pub use token::{
     TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, TokenError, create_token, new_token, token_of, token_secret_name,
 };
@@ -58,10 +63,16 @@ use crate::desired::Desired;
 use crate::hub::Nodes;
 use crate::node::Input;
 use crate::presence::Presence;
+use crate::removal::Orders;
 use crate::reports::Reporter;
 
 /// How long a node may be without a session until its Ready condition becomes Unknown.
 pub const SILENCE_GRACE: Duration = Duration::from_secs(40);
+
+/// How long a node's certificate holds.
+pub const NODE_CERTIFICATE_TTL: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// Most news of nodes that wait for the hub.
+const EVENTS_QUEUED_MAX: usize = 64;
 
 /// What a gateway is made of.
 pub struct Config {
@@ -75,6 +86,8 @@ pub struct Config {
     pub bus: Box<dyn Bus>,
     /// How long a node may be without a session until it counts as silent.
     pub silence_grace: Duration,
+    /// How long a node's certificate holds. It is renewed long before its end.
+    pub node_certificate_ttl: Duration,
     /// The bounds of each session.
     pub limits: Limits,
     /// The times of each session.
@@ -97,11 +110,17 @@ impl Config {
             authority,
             bus,
             silence_grace: SILENCE_GRACE,
+            node_certificate_ttl: NODE_CERTIFICATE_TTL,
             limits: Limits::SERVER,
             timing: Timing::DEFAULT,
             random: Arc::new(|| rand::rng().random()),
         }
     }
+}
+
+/// Lets those nodes into the embedded broker that have joined and were not removed.
+pub fn admit_members(registry: Registry) -> broker::Admit {
+    broker::Admit::by(move |node, public_key| members::admits(&registry, node, public_key))
 }
 
 /// Why a gateway did not start.
@@ -129,6 +148,8 @@ pub(crate) struct Shared {
     timing: Timing,
     random: Arc<dyn Fn() -> [u8; 32] + Send + Sync>,
     start: Instant,
+    joins: mpsc::Sender<join::Request>,
+    orders: Arc<Orders>,
 }
 
 impl Shared {
@@ -147,7 +168,17 @@ pub struct Gateway {
 impl Gateway {
     /// Takes over the nodes and begins to serve them. When this returns, the gateway listens.
     pub async fn start(config: Config) -> Result<Gateway, StartError> {
-        let Config { registry, artifacts, authority, bus, silence_grace, limits, timing, random } = config;
+        let Config {
+            registry,
+            artifacts,
+            authority,
+            bus,
+            silence_grace,
+            node_certificate_ttl,
+            limits,
+            timing,
+            random,
+        } = config;
         let epoch = ownership::take_over(&registry).await?;
         let fresh = u64::from_be_bytes(*random().first_chunk().unwrap_or(&[0; 8]));
         let incarnation = ownership::incarnation(&registry, fresh).await?;
@@ -156,8 +187,10 @@ impl Gateway {
         for node in registry.list(&kinds::node::RESOURCE, None, &ListOptions::default()).await?.items {
             presence.expect(name_of(&node), conditions::last_heard(&node), start);
         }
+        let (joins, joins_in) = mpsc::channel(join::JOINS_QUEUED_MAX);
+        let (hub, events) = mpsc::channel(EVENTS_QUEUED_MAX);
         let shared = Arc::new(Shared {
-            reporter: Reporter::new(registry.clone(), presence.clone(), silence_grace),
+            reporter: Reporter::new(registry.clone(), presence.clone(), silence_grace, hub.clone()),
             publisher: bus.publisher(),
             registry: registry.clone(),
             artifacts,
@@ -169,24 +202,28 @@ impl Gateway {
             timing,
             random,
             start,
+            joins,
+            orders: Arc::default(),
         });
         tracing::info!(epoch, "the gateway takes over");
         let watch = feed::begin(&shared).await;
         let nodes = Arc::new(Nodes::default());
-        let (joins, joins_in) = mpsc::channel(join::JOINS_QUEUED_MAX);
-        let (joined, joined_in) = mpsc::channel(join::JOINS_QUEUED_MAX);
         let joiner = join::Joiner {
             registry: registry.clone(),
             authority,
             publisher: shared.publisher.clone(),
-            joined,
+            certificate_ttl: node_certificate_ttl,
+            hub,
         };
+        let remover =
+            removal::Remover { shared: shared.clone(), nodes: nodes.clone(), told_for: node_certificate_ttl };
         let mut tasks = JoinSet::new();
         tasks.spawn(presence.clone().run(registry, silence_grace, epoch));
         tasks.spawn(joiner.run(joins_in));
         let fed = shared.clone();
         tasks.spawn(feed::run(fed, watch));
-        tasks.spawn(hub::run(shared, nodes.clone(), bus, joins, joined_in));
+        tasks.spawn(remover.run());
+        tasks.spawn(hub::run(shared, nodes.clone(), bus, events));
         Ok(Gateway { links: NodeLinks { nodes, presence }, tasks })
     }
 

@@ -5,14 +5,15 @@
 //! the number of the session, so that nothing of an earlier one touches a later one.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use lichen_api::Status;
 use lichen_wire::FRAME_BYTES_MAX;
-use lichen_wire::session::{Event, Growable, ReportId, SendError, Session, StreamId};
+use lichen_wire::keys::NodeKey;
+use lichen_wire::session::{Config, Event, Growable, ReportId, SendError, Session, StreamId};
 use lichen_wire::stream::{StreamError, StreamErrorCode, StreamRequest};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -21,7 +22,9 @@ use tokio::time::Instant;
 use crate::Shared;
 use crate::desired::{Delta, Start};
 use crate::happened::Happened;
+use crate::item::Kind;
 use crate::logs::{self, PipeIn, PipeOut};
+use crate::members::{self, MemberError};
 use crate::reports::Report;
 use crate::serve::{self, ArtifactRequest, StreamWriter};
 use crate::settle::write_reports;
@@ -42,6 +45,10 @@ pub(crate) enum Input {
     Probe,
     /// The bus is linked, and may have lost whatever was said before.
     Linked,
+    /// The node was given this key, which counts from its first use.
+    Key(NodeKey),
+    /// The node is to leave the cluster.
+    Leave,
     /// A session's reports up to this one are written.
     Settled { session: u64, id: ReportId },
     /// Someone wants a container's log.
@@ -59,6 +66,7 @@ pub(crate) struct Handle {
     frames: mpsc::Sender<Bytes>,
     inputs: mpsc::Sender<Input>,
     task: JoinHandle<()>,
+    writer: JoinHandle<()>,
 }
 
 impl Handle {
@@ -85,10 +93,11 @@ impl Handle {
             streams: BTreeMap::new(),
             wake: Arc::new(Notify::new()),
             desired: None,
-            _writer: AbortOnDrop(writer.abort_handle()),
+            reach: None,
+            confirming: None,
         };
         let task = tokio::spawn(task.run(frames_in, inputs_in));
-        Handle { frames, inputs, task }
+        Handle { frames, inputs, task, writer }
     }
 
     /// Hands over a frame, unless too many wait already.
@@ -115,16 +124,19 @@ impl Handle {
         self.inputs.clone()
     }
 
-    /// Ends the task after a goodbye to the node.
+    /// Ends the task after a goodbye to the node. When this returns, nothing that it reported is written any more.
     pub(crate) async fn stop(mut self) {
         let _ = self.inputs.send(Input::Stop).await;
         let _ = (&mut self.task).await;
+        self.writer.abort();
+        let _ = (&mut self.writer).await;
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         self.task.abort();
+        self.writer.abort();
     }
 }
 
@@ -157,7 +169,9 @@ struct NodeTask {
     /// Woken by readers of streams.
     wake: Arc<Notify>,
     desired: Option<Sending>,
-    _writer: AbortOnDrop,
+    /// The Secrets that the node was ever sent, once one is to be sent.
+    reach: Option<BTreeSet<String>>,
+    confirming: Option<AbortOnDrop>,
 }
 
 thread_local! {
@@ -170,7 +184,7 @@ impl NodeTask {
         self.session.link_up(self.shared.now_ms());
         self.session.solicit(self.shared.now_ms());
         loop {
-            self.send_desired();
+            self.send_desired().await;
             self.transmit();
             let timeout = self.session.next_timeout().map(|at| self.shared.start + Duration::from_millis(at));
             let wake = self.desired.as_ref().map(|desired| desired.wake.clone());
@@ -236,6 +250,7 @@ impl NodeTask {
                 self.end_streams();
                 self.number += 1;
                 self.attach(has);
+                self.recognise();
                 self.shared.presence.set(&self.node, true, Instant::now());
             }
             Happened::Lost(reason) => {
@@ -288,8 +303,67 @@ impl NodeTask {
         self.desired = Some(Sending { wake, snapshot, dirty: snapshot });
     }
 
+    /// Looks up what became of the node since it was last here: the key that it uses now may be the one that it was given
+    /// last, and it may have to leave.
+    fn recognise(&mut self) {
+        let Config::Gateway(config) = self.session.config() else { return };
+        match members::find(&self.shared.registry, &self.node) {
+            Ok(Some((member, _))) => {
+                if member.next.is_some_and(|next| next.key == config.key) {
+                    let (shared, node, key) = (self.shared.clone(), self.node.clone(), config.key.clone());
+                    // Until this is durable both keys count, so it may be lost with the gateway and is done again then.
+                    let confirming = tokio::spawn(async move {
+                        if let Err(error) = members::confirm(&shared.registry, &node, &key).await {
+                            tracing::warn!(node, %error, "a node's renewed key waits to be confirmed");
+                        }
+                    });
+                    self.confirming = Some(AbortOnDrop(confirming.abort_handle()));
+                }
+                if member.leaves_until.is_some() {
+                    self.leave();
+                }
+            }
+            // Its task is about to end.
+            Ok(None) => {}
+            Err(error) => tracing::error!(node = self.node, %error, "a node can't be looked up"),
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Err(error) = self.session.leave() {
+            // A node without a session is told when it has one.
+            tracing::debug!(node = self.node, %error, "a node can't be told to leave yet");
+        }
+    }
+
+    /// Notes which Secrets are about to be sent, so that it is known what a stolen device has seen.
+    async fn note_reach(&mut self, deltas: &[Delta]) -> Result<(), MemberError> {
+        let mut secrets = Vec::new();
+        for delta in deltas {
+            if let Delta::Put(item) = delta
+                && item.kind == Kind::Secret
+            {
+                secrets.push(item.key.clone());
+            }
+        }
+        if secrets.is_empty() {
+            return Ok(());
+        }
+        let mut reach = match self.reach.take() {
+            Some(reach) => reach,
+            None => members::reach(&self.shared.registry, &self.node)?,
+        };
+        let before = reach.len();
+        reach.extend(secrets);
+        if reach.len() > before {
+            members::keep_reach(&self.shared.registry, &self.node, &reach).await?;
+        }
+        self.reach = Some(reach);
+        Ok(())
+    }
+
     /// Hands the session as much of the desired state as it takes.
-    fn send_desired(&mut self) {
+    async fn send_desired(&mut self) {
         while let Some(desired) = &self.desired
             && desired.dirty
         {
@@ -298,6 +372,12 @@ impl NodeTask {
                 return;
             }
             let taken = self.lock_desired().take(&self.node, room);
+            if let Err(error) = self.note_reach(&taken.deltas).await {
+                // The node says hello again, and begins anew with what it has.
+                tracing::error!(node = self.node, %error, "Secrets can't be sent to a node");
+                self.close();
+                return;
+            }
             let mut left = taken.deltas.into_iter();
             while let Some(delta) = left.next() {
                 let sent = match &delta {
@@ -349,6 +429,8 @@ impl NodeTask {
             // The node's will may have been among what was lost.
             Input::Linked if self.session.is_up() => self.session.probe(self.shared.now_ms()),
             Input::Linked => self.session.solicit(self.shared.now_ms()),
+            Input::Key(key) => self.session.offer_key(key),
+            Input::Leave => self.leave(),
             Input::Settled { session, id } if session == self.number => self.session.settle(id),
             Input::Logs { request, reply } => {
                 let opened = self.session.stream_open(&request).map(|id| {
@@ -395,6 +477,15 @@ impl NodeTask {
                     offset,
                 };
                 let task = tokio::spawn(serve::artifact(self.shared.artifacts.clone(), request, writer));
+                let stream =
+                    Stream::Out { task: task.abort_handle(), pending: Bytes::new(), taken: None, end: false };
+                self.streams.insert(id, stream);
+            }
+            Ok(StreamRequest::Renew { request }) => {
+                let writer = StreamWriter { id, session: self.number, inputs: self.inputs.clone() };
+                let (joins, node) = (self.shared.joins.clone(), self.node.clone());
+                let request = Bytes::copy_from_slice(request.0);
+                let task = tokio::spawn(serve::renewal(joins, node, request, writer));
                 let stream =
                     Stream::Out { task: task.abort_handle(), pending: Bytes::new(), taken: None, end: false };
                 self.streams.insert(id, stream);

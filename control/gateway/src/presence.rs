@@ -64,6 +64,11 @@ impl Presence {
         self.changed.notify_one();
     }
 
+    /// A node is gone for good.
+    pub(crate) fn forget(&self, node: &str) {
+        self.lock().links.remove(node);
+    }
+
     /// The gateway's own bus is up, or down.
     pub(crate) fn set_linked(&self, linked: bool, now: Instant) {
         let mut nodes = self.lock();

@@ -11,10 +11,14 @@ use lichen_api::{Resource, Status, kinds};
 use lichen_registry::{DeleteOptions, Identity, Registry, WriteOptions};
 use lichen_wire::report;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use crate::conditions::{Link, merge_node, merge_pod, set_link};
+use crate::hub::Event;
 use crate::lease;
+use crate::members::{self, MemberError};
 use crate::presence::Presence;
+use crate::removal;
 
 /// Times that a write is tried again when the object changed meanwhile.
 const ATTEMPTS: usize = 10;
@@ -43,6 +47,19 @@ enum Refused {
     Stale(&'static str),
     #[error(transparent)]
     Status(#[from] Status),
+    #[error(transparent)]
+    Member(#[from] MemberError),
+}
+
+impl Refused {
+    /// Whether the same could succeed later.
+    fn may_pass(&self) -> bool {
+        match self {
+            Refused::Status(status) => matches!(status.code, 429 | 503 | 504),
+            Refused::Member(error) => error.may_pass(),
+            _ => false,
+        }
+    }
 }
 
 /// Writes what nodes report.
@@ -52,11 +69,17 @@ pub(crate) struct Reporter {
     presence: Arc<Presence>,
     /// How long a node's Lease holds.
     lease: Duration,
+    hub: mpsc::Sender<Event>,
 }
 
 impl Reporter {
-    pub(crate) fn new(registry: Registry, presence: Arc<Presence>, lease: Duration) -> Reporter {
-        Reporter { registry, presence, lease }
+    pub(crate) fn new(
+        registry: Registry,
+        presence: Arc<Presence>,
+        lease: Duration,
+        hub: mpsc::Sender<Event>,
+    ) -> Reporter {
+        Reporter { registry, presence, lease, hub }
     }
 
     /// Writes a report, however long that takes. Whatever comes back, the report is settled.
@@ -65,8 +88,8 @@ impl Reporter {
         loop {
             match self.try_write(node, report).await {
                 Ok(()) => return,
-                Err(Refused::Status(status)) if matches!(status.code, 429 | 503 | 504) => {
-                    tracing::warn!(node, kind = report.kind, key = report.key, %status, "a report waits");
+                Err(error) if error.may_pass() => {
+                    tracing::warn!(node, kind = report.kind, key = report.key, %error, "a report waits");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
                 }
@@ -94,6 +117,7 @@ impl Reporter {
             report::POD => self.pod(node, report).await,
             report::POD_GONE => self.pod_gone(node, report).await,
             report::EVENT => self.event(node, report).await,
+            report::LEFT => self.left(node).await,
             other => Err(Refused::Unreadable(format!("unknown kind {other:?}"))),
         }
     }
@@ -113,13 +137,17 @@ impl Reporter {
         let identity = identity(node);
         let options = WriteOptions::default();
         if current.is_none() {
+            let member = members::find(&self.registry, node)?;
+            if member.is_none_or(|(member, _)| member.leaves_until.is_some()) {
+                return Err(Refused::Stale("the node was removed"));
+            }
             let mut object = json!({
                 "apiVersion": "v1",
                 "kind": "Node",
                 "metadata": {
                     "name": node,
                     "labels": reported["metadata"]["labels"],
-                    "annotations": reported["metadata"]["annotations"],
+                    "annotations": removal::without_reserved(&reported["metadata"]["annotations"]),
                 },
                 "spec": { "taints": reported["spec"]["taints"] },
                 "status": merge_node(&Value::Null, &reported["status"]),
@@ -139,7 +167,7 @@ impl Reporter {
             self.change(&identity, resource, None, node, None, |object| {
                 for field in ["labels", "annotations"] {
                     let Some(wanted) = reported["metadata"][field].as_object() else { continue };
-                    for (name, value) in wanted {
+                    for (name, value) in wanted.iter().filter(|(name, _)| !removal::is_reserved(name)) {
                         object["metadata"][field][name] = value.clone();
                     }
                 }
@@ -165,6 +193,24 @@ impl Reporter {
             self.presence.written(node, Link::Up);
         }
         Ok(lease::ensure(&self.registry, &identity, node, &uid, self.lease).await?)
+    }
+
+    /// The word of a node that was told to leave that it did.
+    async fn left(&self, node: &str) -> Result<(), Refused> {
+        match members::find(&self.registry, node)? {
+            Some((member, at)) if member.leaves_until.is_some() => {
+                match members::forget(&self.registry, node, at).await {
+                    // Somebody who joined under the name meanwhile stays.
+                    Err(error) if error.is_conflict() => return Ok(()),
+                    other => other?,
+                }
+                tracing::info!(node, "a node has left");
+                let _ = self.hub.send(Event::Gone(node.to_owned())).await;
+                Ok(())
+            }
+            Some(_) => Err(Refused::Stale("nobody told the node to leave")),
+            None => Ok(()),
+        }
     }
 
     async fn pod(&self, node: &str, report: &Report) -> Result<(), Refused> {

@@ -1,4 +1,4 @@
-//! Artifacts, written to a node through a stream of its session.
+//! Artifacts and renewed certificates, written to a node through a stream of its session.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -9,6 +9,7 @@ use lichen_wire::session::{STREAM_ERROR_BYTES_MAX, StreamId};
 use lichen_wire::stream::{ArtifactHead, REQUEST_BYTES_MAX, StreamError, StreamErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::join;
 use crate::node::Input;
 
 /// How much of a file is read in one go.
@@ -157,6 +158,33 @@ async fn send(
         writer.write(chunk.into()).await?;
     }
     Ok(())
+}
+
+/// Has a node's renewal answered, and writes the answer.
+pub(crate) async fn renewal(
+    joins: mpsc::Sender<join::Request>,
+    node: String,
+    payload: Bytes,
+    writer: StreamWriter,
+) {
+    let (reply, answer) = oneshot::channel();
+    let from = join::From::Session { node, reply };
+    let answer = match joins.send(join::Request { from, payload }).await {
+        Ok(()) => answer.await.ok(),
+        Err(_) => None,
+    };
+    match answer {
+        Some(answer) => {
+            if writer.write(answer).await.is_ok() {
+                writer.end(None).await;
+            }
+        }
+        None => {
+            let error =
+                StreamError { code: StreamErrorCode::Invalid, message: "the renewal deserves no answer" };
+            writer.end(Some(error.to_string())).await;
+        }
+    }
 }
 
 /// An error with everything that it was caused by, in one line.

@@ -9,15 +9,17 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use lichen_api::{Status, kinds};
-use lichen_registry::{Identity, Registry, WriteOptions};
+use lichen_registry::{DeleteOptions, Identity, Registry, WriteOptions, key_of};
+use lichen_store::{Key, Revision};
 use lichen_wire::join::Token;
 use rand::RngExt;
 use serde_json::{Value, json};
 
-/// The namespace of token Secrets.
-pub const TOKEN_NAMESPACE: &str = "kube-system";
-/// The type of token Secrets.
-pub const TOKEN_SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
+/// The namespace and the type of token Secrets.
+pub use lichen_api::kinds::secret::{
+    BOOTSTRAP_TOKEN_NAMESPACE as TOKEN_NAMESPACE, BOOTSTRAP_TOKEN_TYPE as TOKEN_SECRET_TYPE,
+};
+
 const ID_CHARS: usize = 6;
 /// 32 of 36 characters: 165 bits, out of reach of guessing against a recorded join.
 const SECRET_CHARS: usize = 32;
@@ -113,12 +115,12 @@ pub async fn create_token(
     Ok(token)
 }
 
-/// The token with an id, if there is a Secret that makes it valid now.
+/// The token with an id, if there is a Secret that makes it valid now, and where and at which revision that Secret is.
 pub(crate) async fn find(
     registry: &Registry,
     id: &str,
     ca_digest: [u8; 32],
-) -> Result<Option<Token>, Status> {
+) -> Result<Option<(Token, (Key, Revision))>, Status> {
     let name = token_secret_name(id);
     let record = match registry.get(&kinds::secret::RESOURCE, Some(TOKEN_NAMESPACE), &name).await {
         Ok(record) => record,
@@ -130,11 +132,25 @@ pub(crate) async fn find(
         return Ok(None);
     }
     match token_of(&secret, ca_digest, registry.now()) {
-        Ok(token) => Ok(Some(token)),
+        Ok(token) => {
+            let key = key_of(&kinds::secret::RESOURCE, Some(TOKEN_NAMESPACE), &name);
+            Ok(Some((token, (key, record.revision()))))
+        }
         Err(error) => {
             tracing::info!(token = id, %error, "a token that is not valid was used");
             Ok(None)
         }
+    }
+}
+
+/// Takes a token back.
+pub(crate) async fn take_back(registry: &Registry, identity: &Identity, id: &str) -> Result<(), Status> {
+    let (resource, name) = (&kinds::secret::RESOURCE, token_secret_name(id));
+    let options = DeleteOptions::default();
+    match registry.delete(identity, resource, Some(TOKEN_NAMESPACE), &name, &options).await {
+        Ok(_) => Ok(()),
+        Err(status) if status.code == 404 => Ok(()),
+        Err(status) => Err(status),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lichen_gateway::broker::{Broker, Config, Limits};
+use lichen_gateway::broker::{Admit, Broker, Config, Limits};
 use lichen_gateway::bus::{Arrival, Bus, EmbeddedBus};
 use lichen_pki::Authority;
 
@@ -17,7 +17,9 @@ async fn a_bus_hears_nodes_and_joins_and_speaks_to_them() {
     let credentials = authority.issue_server(&["localhost".to_owned()]).unwrap();
     let tls = Arc::new(lichen_pki::server_config(&credentials, authority.ca_pem(), &[]).unwrap());
     let listen = ([127, 0, 0, 1], 0).into();
-    let broker = Broker::start(Config { listen, tls, limits: Limits::default() }).await.unwrap();
+    let broker = Broker::start(Config { listen, tls, limits: Limits::default(), admit: Admit::everyone() })
+        .await
+        .unwrap();
     let mut bus = EmbeddedBus::new(broker.port()).unwrap();
     let mut node = broker.port();
     assert_eq!(bus.recv().await, Some(Arrival::Linked));

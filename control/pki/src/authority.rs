@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SigningKey,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SigningKey,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -15,8 +15,8 @@ use crate::{Digest, NODE_USER_PREFIX, NODES_GROUP, PkiError, digest_of_der, file
 const CA_CERTIFICATE_FILE: &str = "ca.crt";
 const CA_KEY_FILE: &str = "ca.key";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// How far a fresh certificate's validity reaches back, for devices whose clocks are behind.
-const BACKDATED: Duration = DAY;
+/// How far a fresh certificate's validity reaches back, for devices whose clocks are behind; no further than forth.
+const BACKDATED_MAX: Duration = DAY;
 const CA_VALID: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 const LEAF_VALID: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -47,6 +47,15 @@ impl Request {
         let csr = CertificateParams::default().serialize_request(&key)?;
         Ok(Self { csr_der: csr.der().to_vec(), key_pem: key.serialize_pem() })
     }
+}
+
+/// A node's certificate.
+#[derive(Clone, Debug)]
+pub struct NodeCertificate {
+    /// The chain, PEM: the certificate, then the authority's.
+    pub chain_pem: String,
+    /// The digest of its public key; see [`public_key_digest`].
+    pub public_key: Digest,
 }
 
 /// The cluster's certificate authority.
@@ -113,7 +122,11 @@ impl Authority {
     /// # Errors
     /// [`PkiError::Issue`] when a name is not a valid DNS name.
     pub fn issue_server(&self, names: &[String]) -> Result<Credentials, PkiError> {
-        let mut params = leaf_params("lichen", None, ExtendedKeyUsagePurpose::ServerAuth);
+        self.issue_server_at(names, SystemTime::now())
+    }
+
+    pub(crate) fn issue_server_at(&self, names: &[String], now: SystemTime) -> Result<Credentials, PkiError> {
+        let mut params = leaf_params("lichen", None, ExtendedKeyUsagePurpose::ServerAuth, now, LEAF_VALID);
         for name in names {
             params.subject_alt_names.push(match name.parse::<IpAddr>() {
                 Ok(address) => SanType::IpAddress(address),
@@ -128,20 +141,39 @@ impl Authority {
     /// # Errors
     /// [`PkiError::Issue`] when the certificate cannot be made.
     pub fn issue_client(&self, user: &str, group: Option<&str>) -> Result<Credentials, PkiError> {
-        self.issue_with_fresh_key(&leaf_params(user, group, ExtendedKeyUsagePurpose::ClientAuth))
+        self.issue_client_at(user, group, SystemTime::now())
     }
 
-    /// Certifies a node's own key. Only the public key is taken from the request, whose signature must prove
-    /// possession; the subject is ours. Returns the chain, PEM.
+    pub(crate) fn issue_client_at(
+        &self,
+        user: &str,
+        group: Option<&str>,
+        now: SystemTime,
+    ) -> Result<Credentials, PkiError> {
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        self.issue_with_fresh_key(&leaf_params(user, group, usage, now, LEAF_VALID))
+    }
+
+    /// Certifies a node's own key for `valid` from now on. Only the public key is taken from the request, whose signature
+    /// must prove possession; the subject is ours.
     ///
     /// # Errors
     /// [`PkiError::Issue`] when the request is malformed or its signature does not verify.
-    pub fn certify_node(&self, csr_der: &[u8], node: &str) -> Result<String, PkiError> {
+    pub fn certify_node(
+        &self,
+        csr_der: &[u8],
+        node: &str,
+        valid: Duration,
+    ) -> Result<NodeCertificate, PkiError> {
         let request = CertificateSigningRequestParams::from_der(&csr_der.into())?;
         let user = format!("{NODE_USER_PREFIX}{node}");
-        let params = leaf_params(&user, Some(NODES_GROUP), ExtendedKeyUsagePurpose::ClientAuth);
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        let params = leaf_params(&user, Some(NODES_GROUP), usage, SystemTime::now(), valid);
         let certificate = params.signed_by(&request.public_key, &self.issuer)?;
-        Ok(format!("{}{}", certificate.pem(), self.ca_pem))
+        Ok(NodeCertificate {
+            chain_pem: format!("{}{}", certificate.pem(), self.ca_pem),
+            public_key: digest_of_der(request.public_key.der_bytes()),
+        })
     }
 
     /// Signs `message` under `context`, which keeps signatures of one purpose from serving another; see [`verify`].
@@ -177,6 +209,14 @@ fn signed_bytes(context: &str, message: &[u8]) -> Vec<u8> {
     [b"lichen ", context.as_bytes(), &[0], message].concat()
 }
 
+/// SHA-256 of a certificate's public key: it names the key pair, whatever certificate it has.
+///
+/// # Errors
+/// [`PkiError::Certificate`] when the bytes are no certificate.
+pub fn public_key_digest(certificate_der: &[u8]) -> Result<Digest, PkiError> {
+    Ok(digest_of_der(&public_key(certificate_der)?))
+}
+
 fn public_key(der: &[u8]) -> Result<Vec<u8>, PkiError> {
     let (_, certificate) =
         X509Certificate::from_der(der).map_err(|e| PkiError::Certificate(e.to_string()))?;
@@ -188,11 +228,17 @@ fn ca_params() -> CertificateParams {
     params.distinguished_name.push(DnType::CommonName, "lichen-ca");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-    set_validity(&mut params, CA_VALID);
+    set_validity(&mut params, SystemTime::now(), CA_VALID);
     params
 }
 
-fn leaf_params(user: &str, group: Option<&str>, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+fn leaf_params(
+    user: &str,
+    group: Option<&str>,
+    usage: ExtendedKeyUsagePurpose,
+    now: SystemTime,
+    valid: Duration,
+) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, user);
@@ -202,13 +248,12 @@ fn leaf_params(user: &str, group: Option<&str>, usage: ExtendedKeyUsagePurpose) 
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];
     params.use_authority_key_identifier_extension = true;
-    set_validity(&mut params, LEAF_VALID);
+    set_validity(&mut params, now, valid);
     params
 }
 
-fn set_validity(params: &mut CertificateParams, valid: Duration) {
-    let now = SystemTime::now();
-    params.not_before = (now - BACKDATED).into();
+fn set_validity(params: &mut CertificateParams, now: SystemTime, valid: Duration) {
+    params.not_before = (now - valid.min(BACKDATED_MAX)).into();
     params.not_after = (now + valid).into();
 }
 
@@ -281,10 +326,13 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, "admin");
         params.distinguished_name.push(DnType::OrganizationName, MASTERS_GROUP);
         let csr = params.serialize_request(&key).unwrap();
-        let chain = authority.certify_node(csr.der(), "edge-1").unwrap();
-        let identity = Identity::from_certificate(&tls::certificates(&chain, "chain").unwrap()[0]).unwrap();
+        let issued = authority.certify_node(csr.der(), "edge-1", DAY).unwrap();
+        let der = &tls::certificates(&issued.chain_pem, "chain").unwrap()[0];
+        let identity = Identity::from_certificate(der).unwrap();
         assert_eq!(identity.node(), Some("edge-1"));
         assert_eq!(identity.groups, [NODES_GROUP]);
+        assert_eq!(public_key_digest(der).unwrap(), issued.public_key);
+        assert_ne!(public_key_digest(authority.ca_der()).unwrap(), issued.public_key);
     }
 
     #[test]
@@ -293,7 +341,7 @@ mod tests {
         let mut csr = Request::new().unwrap().csr_der;
         let last = csr.len() - 1;
         csr[last] ^= 1;
-        assert!(authority.certify_node(&csr, "edge-1").is_err());
-        assert!(authority.certify_node(b"junk", "edge-1").is_err());
+        assert!(authority.certify_node(&csr, "edge-1", DAY).is_err());
+        assert!(authority.certify_node(b"junk", "edge-1", DAY).is_err());
     }
 }

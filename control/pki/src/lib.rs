@@ -4,18 +4,26 @@
 //! directory, readable by its owner alone. Who somebody is, is read from a verified client certificate the way
 //! Kubernetes does it: the common name is the user, the organisations are the groups.
 //!
-//! Deliberately absent: revocation and rotation, sockets, and any decision about what an identity may do.
+//! Certificates have an end, and whoever holds one renews it before ([`Validity`]); the control plane's own renew
+//! themselves when they are used ([`Rotating`]).
+//!
+//! Deliberately absent: revocation (a node's certificate counts only while the gateway knows its key), sockets, and any
+//! decision about what an identity may do.
 //!
 //! Source of the identity rule: Kubernetes, "Authenticating", section on X.509 client certificates.
 
 mod authority;
 mod files;
 mod identity;
+mod rotating;
 mod tls;
+mod validity;
 
-pub use authority::{Authority, Credentials, Request, verify};
+pub use authority::{Authority, Credentials, NodeCertificate, Request, public_key_digest, verify};
 pub use identity::{ADMIN_USER, GATEWAY_USER, Identity, MASTERS_GROUP, NODE_USER_PREFIX, NODES_GROUP};
+pub use rotating::Rotating;
 pub use tls::{ClientTrust, client_config, server_config};
+pub use validity::Validity;
 
 /// SHA-256 of a certificate's DER bytes: what a join token pins.
 pub type Digest = [u8; 32];

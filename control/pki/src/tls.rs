@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::server::{WantsServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
+};
 
 use crate::{Credentials, Digest, PkiError, digest_of_der};
 
@@ -31,15 +34,19 @@ pub fn server_config(
     ca_pem: &str,
     alpn: &[&[u8]],
 ) -> Result<ServerConfig, PkiError> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_pem)?), provider())
-        .allow_unauthenticated()
-        .build()?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(verifier)
+    let mut config = server_builder(ca_pem)?
         .with_single_cert(certificates(&credentials.chain_pem, "server certificate")?, key(credentials)?)?;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
+}
+
+pub(crate) fn server_builder(ca_pem: &str) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, PkiError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_pem)?), provider())
+        .allow_unauthenticated()
+        .build()?;
+    Ok(ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier))
 }
 
 /// Settings of a client, with its certificate if it has one.
@@ -50,19 +57,30 @@ pub fn client_config(
     trust: &ClientTrust,
     credentials: Option<&Credentials>,
 ) -> Result<ClientConfig, PkiError> {
-    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = match trust {
-        ClientTrust::Authority(ca_pem) => builder.with_root_certificates(roots(ca_pem)?),
-        ClientTrust::Pinned(digest) => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(PinnedAuthority { digest: *digest })),
-    };
+    let builder = client_builder(trust)?;
     Ok(match credentials {
         Some(own) => {
             builder.with_client_auth_cert(certificates(&own.chain_pem, "client certificate")?, key(own)?)?
         }
         None => builder.with_no_client_auth(),
     })
+}
+
+pub(crate) fn client_builder(
+    trust: &ClientTrust,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, PkiError> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(match trust {
+        ClientTrust::Authority(ca_pem) => builder.with_root_certificates(roots(ca_pem)?),
+        ClientTrust::Pinned(digest) => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(PinnedAuthority { digest: *digest })),
+    })
+}
+
+pub(crate) fn certified_key(credentials: &Credentials) -> Result<CertifiedKey, PkiError> {
+    let chain = certificates(&credentials.chain_pem, "certificate")?;
+    Ok(CertifiedKey::new(chain, provider().key_provider.load_private_key(key(credentials)?)?))
 }
 
 /// The certificates in a PEM text; at least one.

@@ -224,6 +224,8 @@ pub enum Body<'a> {
         #[serde(borrow)]
         error: Option<&'a str>,
     },
+    /// The node is no longer of the cluster: it should end its pods, forget who it was and say that it did.
+    Leave,
 }
 
 /// What stands before the fragments in a sealed data frame.

@@ -60,6 +60,7 @@ fn bodies() -> Vec<(&'static str, Vec<u8>)> {
         body("stream-credit", Body::StreamCredit { id: 2, limit: 1 << 20 }),
         body("stream-end", Body::StreamEnd { id: 2, error: None }),
         body("stream-failed", Body::StreamEnd { id: 2, error: Some("NotFound: no such pod") }),
+        body("leave", Body::Leave),
     ]
 }
 
@@ -143,8 +144,23 @@ fn join_messages_need_the_token() {
     let mut refused = vec![0; JOIN_BYTES_MAX];
     let len = read.refuse(Refusal::NameTaken, &mut refused).unwrap();
     refused.truncate(len);
-    let examples =
-        [("request", request.clone()), ("accepted", accepted.clone()), ("refused", refused.clone())];
+    let (key, ca_digest) = (NodeKey::from_bytes(KEY), *token.ca_digest());
+    let renewer = Joiner::renew(&key, ca_digest, "edge-1", b"request", 9, [4; 32], [5; 32]).unwrap();
+    let mut renewal = vec![0; JOIN_BYTES_MAX];
+    let len = renewer.write_request(&mut renewal).unwrap();
+    renewal.truncate(len);
+    let renewing = JoinRequest::read(&renewal).unwrap();
+    let mut renewed = vec![0; JOIN_BYTES_MAX];
+    let granted = renewing.verify_renewal(&key, &ca_digest).unwrap();
+    let (len, _) = granted.accept(b"certificate", CA, [6; 32], &mut renewed).unwrap();
+    renewed.truncate(len);
+    let examples = [
+        ("request", request.clone()),
+        ("accepted", accepted.clone()),
+        ("refused", refused.clone()),
+        ("renewal", renewal.clone()),
+        ("renewed", renewed.clone()),
+    ];
     fuzz("join").examples(examples).run(|bytes| {
         // What is let in is what was sent: the MACs cover every field.
         let asked = JoinRequest::read(bytes);
@@ -153,8 +169,12 @@ fn join_messages_need_the_token() {
         {
             assert_eq!(asked, &read);
         }
-        let joined = joiner.finish(bytes);
-        if let Ok(joined) = &joined {
+        if let Ok(asked) = &asked
+            && asked.verify_renewal(&key, &ca_digest).is_ok()
+        {
+            assert_eq!(asked, &renewing);
+        }
+        for joined in [joiner.finish(bytes), renewer.finish(bytes)].into_iter().flatten() {
             assert_eq!((joined.ca, joined.certificate), (CA, &b"certificate"[..]));
         }
         let rest = bytes.get(1..).unwrap_or_default();
@@ -215,6 +235,8 @@ fn stream_messages_are_stable() {
     let len = head.write(&mut written).unwrap();
     written.truncate(len);
     let examples = [("artifact", encoded(&artifact)), ("logs", encoded(&logs)), ("head", written)];
+    let renew = StreamRequest::Renew { request: Blob(b"a renewal") };
+    let examples = examples.into_iter().chain([("renew", encoded(&renew))]);
     fuzz("stream").examples(examples).run(|bytes| {
         let head = ArtifactHead::read(bytes);
         if let Ok(Some((head, len))) = &head {
@@ -290,7 +312,7 @@ fn a_peer_cannot_upset_a_session() {
         .map(|(name, body)| (name.to_string(), payload(core::slice::from_ref(body), None)))
         .collect();
     let all: Vec<Vec<u8>> = bodies.iter().map(|(_, body)| body.clone()).collect();
-    examples.push(("from-agent".to_string(), payload(&all[5..], None)));
+    examples.push(("from-agent".to_string(), payload(&all[5..11], None)));
     examples.push(("from-gateway".to_string(), payload(&all[..5], None)));
     examples.push(("cut".to_string(), payload(&all[1..2], Some(5))));
     examples.push(("bye".to_string(), encoded(&Head { bye: true, ..Head::default() })));

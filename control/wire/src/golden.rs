@@ -4,6 +4,8 @@
 
 use core::fmt::Write;
 
+use sha2::{Digest, Sha256};
+
 use crate::body::{Blob, Body, Capacity, Hello, SyncPoint};
 use crate::codec::encode;
 use crate::frame::{Header, open, seal};
@@ -24,6 +26,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("bodies", bodies),
     ("a sealed frame", sealed_frame),
     ("a join", join),
+    ("a renewal", renewal),
     ("a session", session::<Fixed<8, 640>, Fixed<8, 640>>),
 ];
 
@@ -52,6 +55,7 @@ fn bodies(check: Check<'_>) {
         ("stream-credit", Body::StreamCredit { id: 3, limit: 131072 }),
         ("stream-end", Body::StreamEnd { id: 3, error: Some("gone") }),
         ("stream-end-well", Body::StreamEnd { id: 3, error: None }),
+        ("leave", Body::Leave),
     ];
     for (name, body) in cases {
         let mut out = [0; 256];
@@ -97,6 +101,23 @@ fn join(check: Check<'_>) {
     let (len, key) = verified.accept(b"certificate", b"ca", [4; 32], &mut reply).expect("it fits");
     check("join-reply", &reply[..len]);
     check("join-key", key.as_bytes());
+}
+
+fn renewal(check: Check<'_>) {
+    let key = NodeKey::from_bytes([8; 32]);
+    let ca: [u8; 32] = Sha256::digest(b"ca").into();
+    let joiner = Joiner::renew(&key, ca, "edge-1", b"csr", 7, [2; 32], [3; 32]).expect("a node's name");
+    let mut request = [0; 512];
+    let len = joiner.write_request(&mut request).expect("it fits");
+    check("renew-request", &request[..len]);
+    let request = JoinRequest::read(&request[..len]).expect("a request");
+    assert!(request.is_renewal() && request.serial() == 7);
+    let verified = request.verify_renewal(&key, &ca).expect("the key's holder");
+    let mut reply = [0; 512];
+    let (len, new) = verified.accept(b"certificate", b"ca", [4; 32], &mut reply).expect("it fits");
+    check("renew-reply", &reply[..len]);
+    check("renew-key", new.as_bytes());
+    assert_eq!(joiner.finish(&reply[..len]).map(|renewed| renewed.key), Ok(new));
 }
 
 /// A whole session with fixed seeds, frame by frame.

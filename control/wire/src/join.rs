@@ -5,6 +5,11 @@
 //! key and an HMAC-SHA256 over everything said so far, keyed from the secret. The reply is refused unless its
 //! MAC verifies and its CA has the digest that the token pins. Both sides end with the same [`NodeKey`].
 //!
+//! A node renews its certificate and its key by the same exchange: its present key stands in for the token's secret, and
+//! the token's id is empty. A fresh exchange of keys each time means that a key which leaks opens nothing that was sealed
+//! before it was agreed. The nonce of a renewal begins with a serial number that grows, so that one which a bus kept back
+//! counts for nothing once a later one was granted.
+//!
 //! Deliberately absent: what a certificate request or a certificate is. Both are opaque bytes here.
 
 use core::fmt;
@@ -30,6 +35,8 @@ pub const JOIN_BYTES_MAX: usize = 16 * 1024;
 pub const SECRET_BYTES_MIN: usize = 16;
 /// Longest secret that a token may have.
 pub const SECRET_BYTES_MAX: usize = 64;
+/// Length of the serial number that a renewal's nonce begins with.
+const SERIAL_BYTES: usize = 8;
 
 /// Why a join failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -62,21 +69,36 @@ pub enum JoinError {
     #[error("the cluster's CA is not the one that the token pins")]
     Ca,
     /// The control plane refused. The reason is not authenticated.
-    #[error("the control plane refused the join: {0:?}")]
+    #[error("the control plane refused: {0}")]
     Refused(Refusal),
 }
 
-/// Why a control plane refuses a join.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Why a control plane refuses a join or a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum Refusal {
     /// No such token, or it has expired, or its secret does not match.
+    #[error(
+        "the token is unknown, has expired or was revoked; make a new one with `lichen token create` and start the \
+         node with it"
+    )]
     Token,
     /// The node name is taken by a node with another identity.
+    #[error(
+        "another machine has joined under this name; take another with --node-name, or remove that node first with \
+         `lichen node remove NAME`"
+    )]
     NameTaken,
     /// The certificate request can't be signed.
+    #[error("the certificate request cannot be signed; use an agent of the control plane's version")]
     Request,
     /// The control plane can't sign at the moment.
+    #[error("it cannot sign at the moment; try again")]
     Unavailable,
+    /// The node was removed or revoked, and its identity counts no more.
+    #[error(
+        "the node was removed from the cluster; to let it in again, wipe its data directory and join with a token"
+    )]
+    Removed,
 }
 
 /// A join token: `<id>.<secret>.<sha256 of the CA's DER in hex>`.
@@ -152,7 +174,7 @@ impl fmt::Debug for Token {
 /// What a machine says to join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest<'a> {
-    /// The token's id.
+    /// The token's id; empty if a node renews what it has.
     #[serde(borrow)]
     pub token_id: &'a str,
     /// The name that the node wants.
@@ -205,7 +227,9 @@ pub enum JoinReply<'a> {
 
 /// A machine's side of one attempt to join.
 pub struct Joiner<'a> {
-    token: &'a Token,
+    token_id: &'a str,
+    mac_key: MacKey,
+    ca_digest: [u8; 32],
     node: &'a str,
     csr: &'a [u8],
     secret: StaticSecret,
@@ -232,22 +256,51 @@ impl<'a> Joiner<'a> {
         private: [u8; 32],
         nonce: Nonce,
     ) -> Result<Self, JoinError> {
+        let mac_key = MacKey::of_token(token);
+        Self::with(token.id(), mac_key, *token.ca_digest(), node, csr, private, nonce)
+    }
+
+    /// Begins to renew the certificate and the key of a node. `serial` is higher than any used before under this key;
+    /// `private` and `random` are fresh random bytes, never used before.
+    pub fn renew(
+        key: &NodeKey,
+        ca_digest: [u8; 32],
+        node: &'a str,
+        csr: &'a [u8],
+        serial: u64,
+        private: [u8; 32],
+        random: [u8; 32],
+    ) -> Result<Self, JoinError> {
+        let mut nonce = random;
+        nonce[..SERIAL_BYTES].copy_from_slice(&serial.to_be_bytes());
+        Self::with("", MacKey::of_node(key), ca_digest, node, csr, private, nonce)
+    }
+
+    fn with(
+        token_id: &'a str,
+        mac_key: MacKey,
+        ca_digest: [u8; 32],
+        node: &'a str,
+        csr: &'a [u8],
+        private: [u8; 32],
+        nonce: Nonce,
+    ) -> Result<Self, JoinError> {
         if !valid_node(node) {
             return Err(JoinError::Node);
         }
-        Ok(Self { token, node, csr, secret: StaticSecret::from(private), nonce })
+        Ok(Self { token_id, mac_key, ca_digest, node, csr, secret: StaticSecret::from(private), nonce })
     }
 
     fn request(&self) -> JoinRequest<'a> {
         let mut request = JoinRequest {
-            token_id: self.token.id(),
+            token_id: self.token_id,
             node: self.node,
             csr: Blob(self.csr),
             public: PublicKey::from(&self.secret).to_bytes(),
             nonce: self.nonce,
             mac: [0; 32],
         };
-        let mac = mac(self.token.secret(), &request.transcript(self.token.ca_digest()));
+        let mac = self.mac_key.over(&request.transcript(&self.ca_digest));
         request.mac = mac.finalize().into_bytes().into();
         request
     }
@@ -257,15 +310,16 @@ impl<'a> Joiner<'a> {
         write(&self.request(), out)
     }
 
-    /// Takes the reply. Anything that is not from a holder of the token's secret is an error.
+    /// Takes the reply. Anything that is not from a holder of the token's secret, or of the node's present key, is an
+    /// error.
     pub fn finish<'r>(&self, reply: &'r [u8]) -> Result<Joined<'r>, JoinError> {
         match read::<JoinReply<'r>>(reply)? {
             JoinReply::Refused { nonce, reason } if nonce == self.nonce => Err(JoinError::Refused(reason)),
             JoinReply::Accepted { nonce, certificate, ca, public, mac: tag } if nonce == self.nonce => {
-                let request = self.request().transcript(self.token.ca_digest());
+                let request = self.request().transcript(&self.ca_digest);
                 let transcript = reply_transcript(&request, certificate.0, ca.0, &public);
-                mac(self.token.secret(), &transcript).verify_slice(&tag).map_err(|_| JoinError::Mac)?;
-                if Sha256::digest(ca.0).as_slice() != self.token.ca_digest() {
+                self.mac_key.over(&transcript).verify_slice(&tag).map_err(|_| JoinError::Mac)?;
+                if Sha256::digest(ca.0).as_slice() != self.ca_digest {
                     return Err(JoinError::Ca);
                 }
                 let key = agree(&self.secret, &public, &transcript, self.node)?;
@@ -286,14 +340,36 @@ impl<'a> JoinRequest<'a> {
         Ok(request)
     }
 
+    /// Whether a node renews what it has, rather than a machine wanting to become one.
+    pub fn is_renewal(&self) -> bool {
+        self.token_id.is_empty()
+    }
+
+    /// The serial number of a renewal.
+    pub fn serial(&self) -> u64 {
+        self.nonce.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    }
+
     /// Checks that the sender holds the token's secret and pins this CA.
     pub fn verify(&self, token: &Token) -> Result<Verified<'a>, JoinError> {
         if self.token_id != token.id() {
             return Err(JoinError::Mismatch);
         }
-        let transcript = self.transcript(token.ca_digest());
-        mac(token.secret(), &transcript).verify_slice(&self.mac).map_err(|_| JoinError::Mac)?;
-        Ok(Verified { request: *self, token: token.clone(), transcript })
+        self.verify_under(MacKey::of_token(token), token.ca_digest())
+    }
+
+    /// Checks that a node that renews holds this key and pins this CA.
+    pub fn verify_renewal(&self, key: &NodeKey, ca_digest: &[u8; 32]) -> Result<Verified<'a>, JoinError> {
+        if !self.is_renewal() {
+            return Err(JoinError::Mismatch);
+        }
+        self.verify_under(MacKey::of_node(key), ca_digest)
+    }
+
+    fn verify_under(&self, mac_key: MacKey, ca_digest: &[u8; 32]) -> Result<Verified<'a>, JoinError> {
+        let transcript = self.transcript(ca_digest);
+        mac_key.over(&transcript).verify_slice(&self.mac).map_err(|_| JoinError::Mac)?;
+        Ok(Verified { request: *self, mac_key, transcript })
     }
 
     /// Writes a refusal of this request and returns its length.
@@ -316,10 +392,10 @@ impl<'a> JoinRequest<'a> {
     }
 }
 
-/// A request whose sender holds the token.
+/// A request whose sender has proved that it may make it.
 pub struct Verified<'a> {
     request: JoinRequest<'a>,
-    token: Token,
+    mac_key: MacKey,
     transcript: [u8; 32],
 }
 
@@ -347,7 +423,7 @@ impl<'a> Verified<'a> {
             certificate: Blob(certificate),
             ca: Blob(ca),
             public,
-            mac: mac(self.token.secret(), &transcript).finalize().into_bytes().into(),
+            mac: self.mac_key.over(&transcript).finalize().into_bytes().into(),
         };
         Ok((write(&reply, out)?, key))
     }
@@ -372,13 +448,30 @@ fn read<'a, T: Deserialize<'a>>(message: &'a [u8]) -> Result<T, JoinError> {
     }
 }
 
-fn mac(secret: &str, transcript: &[u8; 32]) -> Hmac<Sha256> {
-    let mut key = [0; 64];
-    // Only lengths over 8,160 bytes are refused.
-    let _ = Hkdf::<Sha256>::new(Some(b"lichen/v1 join"), secret.as_bytes()).expand(b"mac", &mut key);
-    let mut mac = <Hmac<Sha256> as KeyInit>::new(&key.into());
-    mac.update(transcript);
-    mac
+/// What the MACs of an exchange are keyed with.
+struct MacKey([u8; 64]);
+
+impl MacKey {
+    fn of_token(token: &Token) -> Self {
+        Self::derive(b"lichen/v1 join", token.secret().as_bytes())
+    }
+
+    fn of_node(key: &NodeKey) -> Self {
+        Self::derive(b"lichen/v1 renew", key.as_bytes())
+    }
+
+    fn derive(label: &[u8], secret: &[u8]) -> Self {
+        let mut key = [0; 64];
+        // Only lengths over 8,160 bytes are refused.
+        let _ = Hkdf::<Sha256>::new(Some(label), secret).expand(b"mac", &mut key);
+        Self(key)
+    }
+
+    fn over(&self, transcript: &[u8; 32]) -> Hmac<Sha256> {
+        let mut mac = <Hmac<Sha256> as KeyInit>::new(&self.0.into());
+        mac.update(transcript);
+        mac
+    }
 }
 
 fn reply_transcript(request: &[u8; 32], certificate: &[u8], ca: &[u8], public: &[u8; 32]) -> [u8; 32] {

@@ -13,3 +13,5 @@ pub const POD: &str = "Pod";
 pub const POD_GONE: &str = "PodGone";
 /// An event. Key: `namespace/name` of the Event; no UID. Body: the Event. It creates or replaces the object.
 pub const EVENT: &str = "Event";
+/// The node has left as it was told to: nothing of it runs and its identity is wiped. Key: its name; no UID. Body: null.
+pub const LEFT: &str = "Left";

@@ -62,6 +62,12 @@ pub enum StreamRequest<'a> {
         /// After how many bytes to end.
         limit_bytes: Option<u64>,
     },
+    /// Agent: a new certificate and a new key. The answer is the reply to the request, whole.
+    Renew {
+        /// A renewal as [`crate::join::Joiner`] writes it.
+        #[serde(borrow)]
+        request: Blob<'a>,
+    },
 }
 
 impl<'a> StreamRequest<'a> {

@@ -1,7 +1,8 @@
 //! The MQTT topics of a node and of a join attempt.
 //!
 //! A node has one uplink, one downlink and one presence topic; a join attempt has one topic each way, named
-//! by the token's id. Names are checked on the way in, so that no node name can reach into another's topics.
+//! by the token's id. A node whose certificate no broker takes any more renews it over such topics too, under an id of
+//! the same form that it makes up. Names are checked on the way in, so that no node name can reach into another's topics.
 
 use core::fmt::{self, Write};
 
@@ -45,14 +46,14 @@ pub enum Topic<'a> {
         /// Which of its topics.
         channel: Channel,
     },
-    /// From a machine that wants to join.
+    /// From a machine that wants to join, or a node to renew what it has.
     JoinUp {
-        /// The token's id.
+        /// The token's id, or that of the attempt.
         token_id: &'a str,
     },
-    /// To a machine that wants to join.
+    /// To a machine that wants to join, or a node that renews what it has.
     JoinDown {
-        /// The token's id.
+        /// The token's id, or that of the attempt.
         token_id: &'a str,
     },
 }

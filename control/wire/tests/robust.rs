@@ -50,7 +50,11 @@ fn read_everything(bytes: &[u8]) {
     let _ = decode::<Fragment<'_>>(bytes);
     let _ = decode::<JoinReply<'_>>(bytes);
     let _ = Header::read(bytes);
-    let _ = JoinRequest::read(bytes).map(|request| request.verify(&token()).is_ok());
+    let key = NodeKey::from_bytes([8; 32]);
+    let _ = JoinRequest::read(bytes).map(|request| {
+        assert!(request.verify(&token()).is_err());
+        assert!(request.verify_renewal(&key, &[1; 32]).is_err());
+    });
     let (token, csr) = (token(), [1, 2, 3]);
     assert!(Joiner::new(&token, "edge-1", &csr, [2; 32], [3; 32]).unwrap().finish(bytes).is_err());
 }

@@ -5,6 +5,7 @@ use std::future::pending;
 
 use bytes::Bytes;
 use lichen_wire::FRAME_BYTES_MAX;
+use lichen_wire::keys::NodeKey;
 use lichen_wire::session::{Event, Growable, SendError, Session, StreamId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Duration, Instant, sleep_until};
@@ -24,6 +25,8 @@ pub(crate) enum Command {
     Report(Report),
     Open(Vec<u8>, Reply<LinkStream, LinkError>),
     Write(StreamKey, Bytes, Reply<(), StreamError>),
+    /// From now on the node uses this key.
+    Replace(NodeKey, oneshot::Sender<()>),
     Shutdown,
 }
 
@@ -195,6 +198,16 @@ impl Driver {
                     let _ = reply.send(Err(StreamError::Lost));
                 }
             },
+            Command::Replace(key, done) => {
+                self.feed(|session, sink| session.replace_key(key, sink));
+                // The goodbye goes out before the carrier may be told to connect anew.
+                self.transmit();
+                if self.frames.is_some() {
+                    self.session.link_up(self.now_ms());
+                }
+                // If nobody waits any more, it is done all the same.
+                let _ = done.send(());
+            }
             Command::Shutdown => {}
         }
     }
@@ -373,6 +386,7 @@ impl From<Event<'_>> for Seen {
             }
             Event::SnapshotEnd { version } => LinkEvent::SnapshotEnd { version },
             Event::Synced { version } => LinkEvent::Synced { version },
+            Event::Leave => LinkEvent::Leave,
             Event::StreamOpened { id, request } => return Seen::Opened(id, bytes(request)),
             Event::StreamData { id, data } => return Seen::Data(id, bytes(data)),
             Event::StreamEnded { id, error } => return Seen::Ended(id, error.map(owned)),

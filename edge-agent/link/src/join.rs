@@ -1,4 +1,4 @@
-//! The join exchange over MQTT.
+//! The join exchange over MQTT, and renewals over the same topics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,9 @@ use crate::PACKET_BYTES_MAX;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// How long to wait before the same request is made again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Length of the id of an attempt to renew: that of a token's.
+const ATTEMPT_ID_CHARS: usize = 6;
 
 /// How a machine joins.
 #[derive(Clone, Debug)]
@@ -70,6 +73,21 @@ pub enum JoinError {
     Timeout(Duration),
 }
 
+/// Where an exchange takes place.
+#[derive(Clone, Debug)]
+pub struct Venue {
+    /// The broker, `host:port`.
+    pub broker: String,
+    /// The name that the broker's certificate must have; the host of `broker` unless told otherwise.
+    pub server_name: Option<String>,
+    /// TLS without a client certificate; see [`JoinConfig::tls`].
+    pub tls: Arc<rustls::ClientConfig>,
+    /// User and password, for a broker that wants them.
+    pub login: Option<Login>,
+    /// How long to wait for the reply.
+    pub timeout: Duration,
+}
+
 /// Joins a cluster.
 ///
 /// # Errors
@@ -77,33 +95,49 @@ pub enum JoinError {
 pub async fn join(config: JoinConfig) -> Result<JoinOutcome, JoinError> {
     let (private, nonce): ([u8; 32], [u8; 32]) = (rand::random(), rand::random());
     let joiner = Joiner::new(&config.token, &config.node, &config.csr, private, nonce)?;
+    let JoinConfig { broker, server_name, tls, login, timeout, .. } = config;
+    let venue = Venue { broker, server_name, tls, login, timeout };
+    converse(&venue, config.token.id(), &joiner).await
+}
+
+/// Renews what a node has over the join topics, since no broker takes its certificate any more.
+///
+/// # Errors
+/// See [`JoinError`].
+pub async fn renew(venue: &Venue, joiner: &Joiner<'_>) -> Result<JoinOutcome, JoinError> {
+    let letter = || char::from(rand::random_range(b'a'..=b'z'));
+    let id: String = std::iter::repeat_with(letter).take(ATTEMPT_ID_CHARS).collect();
+    converse(venue, &id, joiner).await
+}
+
+async fn converse(venue: &Venue, id: &str, joiner: &Joiner<'_>) -> Result<JoinOutcome, JoinError> {
     let mut request = vec![0; JOIN_BYTES_MAX];
     let len = joiner.write_request(&mut request)?;
     request.truncate(len);
-    timeout(config.timeout, exchange(&config, &joiner, request.into()))
+    timeout(venue.timeout, exchange(venue, id, joiner, request.into()))
         .await
-        .map_err(|_| JoinError::Timeout(config.timeout))?
+        .map_err(|_| JoinError::Timeout(venue.timeout))?
 }
 
 async fn exchange(
-    config: &JoinConfig,
+    venue: &Venue,
+    token_id: &str,
     joiner: &Joiner<'_>,
     request: Bytes,
 ) -> Result<JoinOutcome, JoinError> {
     let connect =
-        |error: MqttError| JoinError::Connect { broker: config.broker.clone(), reason: error.to_string() };
-    let token_id = config.token.id();
-    // A token that was parsed or made has a valid id, so that its topics exist.
+        |error: MqttError| JoinError::Connect { broker: venue.broker.clone(), reason: error.to_string() };
+    // The id of a token that was parsed or made, and of an attempt, is valid, so that its topics exist.
     let topic = |topic: Topic<'_>| topic.name().map(|name| name.to_string()).ok_or(Refused::Token);
     let up: Arc<str> = topic(Topic::JoinUp { token_id })?.into();
     let endpoint = Endpoint {
-        broker: config.broker.clone(),
-        server_name: config.server_name.clone(),
-        tls: Arc::clone(&config.tls),
-        login: config.login.clone(),
+        broker: venue.broker.clone(),
+        server_name: venue.server_name.clone(),
+        tls: Arc::clone(&venue.tls),
+        login: venue.login.clone(),
         client_id: format!("join-{token_id}-{:016x}", rand::random::<u64>()),
         keepalive: KEEPALIVE,
-        timeout: config.timeout,
+        timeout: venue.timeout,
         will: None,
         subscribe: vec![topic(Topic::JoinDown { token_id })?],
         packet_bytes_max: PACKET_BYTES_MAX,

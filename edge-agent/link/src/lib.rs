@@ -18,14 +18,16 @@ use bytes::Bytes;
 pub use carrier::Carried;
 use carrier::Carrier;
 use driver::{Command, Driver, Ends, Report};
-pub use join::{JoinConfig, JoinError, JoinOutcome, join};
+pub use join::{JoinConfig, JoinError, JoinOutcome, Venue, join, renew};
 pub use lichen_mqtt::Login;
 use lichen_mqtt::{Backoff, Endpoint};
+use lichen_wire::keys::NodeKey;
 use lichen_wire::session::{AgentConfig, Config as SessionConfig, LostReason, Session};
 use lichen_wire::topic::{Channel, PRESENCE_DOWN, Topic};
+use rustls::ClientConfig;
 pub use stream::{LinkStream, StreamError};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// Most events that wait for the agent; when there are more, the link takes nothing from the broker.
@@ -128,6 +130,8 @@ pub enum LinkEvent {
         /// The version, to be kept in the checkpoint.
         version: u64,
     },
+    /// The node is no longer of the cluster: it should end its pods, forget who it was, and report that it did.
+    Leave,
     /// The gateway opened a stream, for instance to read logs.
     Stream {
         /// What it asks for.
@@ -166,6 +170,7 @@ impl Link {
     /// Starts a link and returns it with its events. It ends when it is shut down or its events are dropped.
     pub fn spawn(config: Config) -> (Self, mpsc::Receiver<LinkEvent>) {
         let node = config.session.node.clone();
+        let (tls, refused) = (watch::Sender::new(config.tls.clone()), watch::Sender::new(false));
         // A node whose name is not valid could not have joined; its topics are refused by every broker.
         let topic = |channel| Topic::Node { node: &node, channel }.to_string();
         let carrier = Carrier {
@@ -184,8 +189,13 @@ impl Link {
             uplink: topic(Channel::Up).into(),
             presence: topic(Channel::Presence).into(),
             backoff: Backoff::new(config.retry_min, config.retry_max),
+            tls: tls.subscribe(),
+            refused: refused.clone(),
         };
-        Self::over(config.session, rand::random(), |driver| carrier.run(driver))
+        let (mut link, events) = Self::over(config.session, rand::random(), |driver| carrier.run(driver));
+        link.handle.tls = Some(tls.into());
+        link.handle.refused = refused.subscribe();
+        (link, events)
     }
 
     /// Starts a link over a carrier of the caller's, which carries until the receiver of what it brings is closed.
@@ -205,7 +215,7 @@ impl Link {
         let (driver, controls) = Driver::new(session, commands.downgrade());
         let ends = Ends { commands: command_end, carried, events: event_end };
         let link = Self {
-            handle: LinkHandle { commands },
+            handle: LinkHandle { commands, tls: None, refused: watch::Sender::new(false).subscribe() },
             driver: tokio::spawn(driver.run(ends, controls)),
             carrier: tokio::spawn(carrier(carried_end)),
         };
@@ -240,6 +250,9 @@ impl Drop for Link {
 #[derive(Clone, Debug)]
 pub struct LinkHandle {
     commands: mpsc::Sender<Command>,
+    /// What the carrier connects with; none if it is the caller's.
+    tls: Option<Arc<watch::Sender<Arc<ClientConfig>>>>,
+    refused: watch::Receiver<bool>,
 }
 
 impl LinkHandle {
@@ -263,6 +276,27 @@ impl LinkHandle {
         let (reply, opened) = oneshot::channel();
         self.send(Command::Open(request, reply)).await?;
         opened.await.map_err(|_| LinkError::Closed)?
+    }
+
+    /// From now on the node uses this key, and shows another certificate if there is one to show. The session is made
+    /// anew; reports that are not settled are kept.
+    ///
+    /// # Errors
+    /// If the link has been shut down.
+    pub async fn replace(&self, key: NodeKey, tls: Option<Arc<ClientConfig>>) -> Result<(), LinkError> {
+        let (done, replaced) = oneshot::channel();
+        self.send(Command::Replace(key, done)).await?;
+        replaced.await.map_err(|_| LinkError::Closed)?;
+        if let (Some(carrier), Some(tls)) = (&self.tls, tls) {
+            carrier.send_replace(tls);
+        }
+        Ok(())
+    }
+
+    /// Whether the broker did not take the node's certificate when it was last shown. Only a hint: it may be the broker's
+    /// fault.
+    pub fn refused(&self) -> watch::Receiver<bool> {
+        self.refused.clone()
     }
 
     async fn send(&self, command: Command) -> Result<(), LinkError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lichen_gateway::broker::{Broker, Config as BrokerConfig, Limits as BrokerLimits, Port};
+use lichen_gateway::broker::{Admit, Broker, Config as BrokerConfig, Limits as BrokerLimits, Port};
 use lichen_gateway::bus::Message;
 use lichen_link::{Config, JoinConfig, JoinError, Link, LinkEvent, LinkStream, StreamError, join};
 use lichen_pki::{Authority, ClientTrust, Credentials, client_config, server_config};
@@ -41,7 +41,8 @@ impl World {
 
     async fn start(&mut self, listen: SocketAddr) {
         let tls = server_config(&self.server, self.authority.ca_pem(), &[]).unwrap();
-        let config = BrokerConfig { listen, tls: Arc::new(tls), limits: BrokerLimits::default() };
+        let (limits, admit) = (BrokerLimits::default(), Admit::everyone());
+        let config = BrokerConfig { listen, tls: Arc::new(tls), limits, admit };
         self.broker = Some(Broker::start(config).await.unwrap());
     }
 

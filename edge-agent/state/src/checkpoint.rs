@@ -69,6 +69,9 @@ pub struct Identity {
     pub ca_pem: String,
     /// The key of its sessions.
     pub session_key: [u8; 32],
+    /// The serial number of the last renewal that was asked for.
+    #[serde(default)]
+    pub renewals: u64,
 }
 
 impl std::fmt::Debug for Identity {
@@ -225,6 +228,18 @@ impl<E: Into<redb::Error>> From<E> for CommitError {
     fn from(error: E) -> Self {
         Self::Storage(Box::new(error.into()))
     }
+}
+
+/// Removes the checkpoint in a directory for good. Once its file is gone the node is nobody; without its key what the
+/// disk may still hold of it gives nothing away.
+pub fn wipe(dir: &Path) -> io::Result<()> {
+    for file in [FILE, KEY_FILE] {
+        match std::fs::remove_file(dir.join(file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => std::fs::File::open(dir)?.sync_all()?,
+        }
+    }
+    Ok(())
 }
 
 /// An open checkpoint. All calls block on the disk.

@@ -26,6 +26,7 @@ fn values_are_stable() {
         key_pem: "key".to_owned(),
         ca_pem: "ca".to_owned(),
         session_key: [7; 32],
+        renewals: 2,
     };
     let examples = [
         ("identity", encode(&identity).unwrap()),

@@ -18,5 +18,6 @@ mod seal;
 
 pub use checkpoint::{
     Broker, Change, Checkpoint, CommitError, Contents, FORMAT, Identity, Object, OpenError, Space, SyncState,
+    wipe,
 };
 pub use memory::Memory;

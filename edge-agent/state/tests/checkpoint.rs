@@ -13,6 +13,7 @@ fn identity() -> Identity {
         key_pem: "a private key in words".into(),
         ca_pem: "ca".into(),
         session_key: [7; 32],
+        renewals: 3,
     }
 }
 
@@ -152,4 +153,36 @@ fn the_key_matters() {
     fs::write(&key, &good).expect("writes");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("sets");
     Checkpoint::open(dir.path()).expect("opens again");
+}
+
+#[test]
+fn a_wiped_checkpoint_is_gone_with_its_key_and_the_node_begins_anew() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (checkpoint, _) = Checkpoint::open(dir.path()).expect("opens");
+    checkpoint.commit(&all()).expect("commits");
+    lichen_state::wipe(dir.path()).expect("wipes");
+    // What its holder still writes lands nowhere.
+    checkpoint.commit(&[Change::Sync(SyncState { epoch: 9, synced: None })]).expect("commits");
+    drop(checkpoint);
+    assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 0);
+    lichen_state::wipe(dir.path()).expect("nothing is left to wipe");
+    let (_, contents) = Checkpoint::open(dir.path()).expect("opens");
+    assert_eq!(contents, Contents::default());
+}
+
+#[test]
+fn an_identity_of_an_agent_that_did_not_renew_is_read() {
+    #[derive(serde::Serialize)]
+    struct Before {
+        node_name: String,
+        certificate_pem: String,
+        key_pem: String,
+        ca_pem: String,
+        session_key: [u8; 32],
+    }
+    let Identity { node_name, certificate_pem, key_pem, ca_pem, session_key, .. } = identity();
+    let before = Before { node_name, certificate_pem, key_pem, ca_pem, session_key };
+    let read: Identity =
+        serde_cbor::from_slice(&serde_cbor::to_vec(&before).expect("encodes")).expect("reads");
+    assert_eq!(read, Identity { renewals: 0, ..identity() });
 }

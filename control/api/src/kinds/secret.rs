@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use serde_json::{Value, json};
 
@@ -41,6 +42,21 @@ pub static RESOURCE: Resource = Resource {
     stored_as: None,
     deprecation: None,
 };
+
+/// The type of a Secret that is a token with which nodes join.
+pub const BOOTSTRAP_TOKEN_TYPE: &str = "bootstrap.kubernetes.io/token";
+/// The namespace in which bootstrap tokens count.
+pub const BOOTSTRAP_TOKEN_NAMESPACE: &str = "kube-system";
+
+/// When a bootstrap token ends: none if it never does or the Secret is none, the beginning of time if its end cannot be
+/// read.
+pub fn token_expiry(secret: &Secret) -> Option<Timestamp> {
+    if secret.type_.as_deref() != Some(BOOTSTRAP_TOKEN_TYPE) {
+        return None;
+    }
+    let text = &secret.data.as_ref()?.get("expiration")?.0;
+    Some(str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(Timestamp::MIN))
+}
 
 static STRATEGY: Typed<Secret> = Typed::new(Hooks { default, validate, validate_update, ..Hooks::NONE });
 

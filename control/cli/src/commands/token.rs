@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use jiff::{SignedDuration, Timestamp};
-use lichen_control::TOKEN_NAMESPACE;
+use anyhow::Result;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use lichen_api::table::{duration as duration_text, since};
+use lichen_control::{TOKEN_NAMESPACE, TOKEN_SECRET_TYPE};
+use serde_json::Value;
 
-use super::get::resource;
+use super::get::{escaped, resource, text};
 use crate::client::{Client, path};
+use crate::embedded::duration;
+use crate::output::aligned;
 
 /// Manages the tokens with which nodes join.
 #[derive(clap::Subcommand)]
@@ -18,6 +24,8 @@ pub(crate) enum Token {
         #[arg(long, default_value = "24h", value_parser = duration)]
         ttl: Duration,
     },
+    /// Show the tokens, without their secrets.
+    List,
     /// Take a token back: nodes that have joined with it stay.
     Revoke {
         /// The token's id: what comes before its first dot.
@@ -29,7 +37,18 @@ pub(crate) enum Token {
 pub(crate) async fn run(client: &Client, command: &Token) -> Result<()> {
     match command {
         Token::Create { ttl } => println!("{}", create(client, *ttl).await?),
+        Token::List => {
+            let selector = format!("?fieldSelector=type%3D{}", escaped(TOKEN_SECRET_TYPE));
+            let collection = path(resource("secrets")?, Some(TOKEN_NAMESPACE), None);
+            let list = client.get(&format!("{collection}{selector}"), None).await?;
+            match table(&list["items"], Timestamp::now()) {
+                Some(table) => print!("{table}"),
+                None => eprintln!("No tokens found; make one with `lichen token create`"),
+            }
+        }
         Token::Revoke { id } => {
+            // Whoever pastes the whole token means the same.
+            let id = id.split('.').next().unwrap_or(id);
             let name = lichen_control::token_secret_name(id);
             client.delete(&path(resource("secrets")?, Some(TOKEN_NAMESPACE), Some(&name))).await?;
             println!("token {id} revoked");
@@ -46,13 +65,32 @@ pub(crate) async fn create(client: &Client, ttl: Duration) -> Result<String> {
     Ok(token.to_string())
 }
 
-fn duration(text: &str) -> Result<Duration> {
-    let parsed: SignedDuration =
-        text.parse().with_context(|| format!("{text:?} is no duration such as 24h"))?;
-    match Duration::try_from(parsed) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => bail!("a duration must be more than nothing"),
+/// The tokens as kubectl would show them; none if there are none.
+fn table(secrets: &Value, now: Timestamp) -> Option<String> {
+    let mut lines = vec![["ID", "TTL", "EXPIRES", "AGE"].map(str::to_owned).to_vec()];
+    for secret in secrets.as_array()? {
+        let field = |name: &str| {
+            let bytes = STANDARD.decode(secret["data"][name].as_str()?).ok()?;
+            String::from_utf8(bytes).ok()
+        };
+        let expires = field("expiration");
+        let ttl = match &expires {
+            None => "<forever>".to_owned(),
+            Some(text) => match text.parse::<Timestamp>() {
+                Ok(at) if at > now => duration_text(at.as_second() - now.as_second()),
+                Ok(_) => "<expired>".to_owned(),
+                Err(_) => "<invalid>".to_owned(),
+            },
+        };
+        let age = since(text(&secret["metadata"]["creationTimestamp"]), now);
+        lines.push(vec![
+            field("token-id").unwrap_or_default(),
+            ttl,
+            expires.unwrap_or("<never>".into()),
+            age,
+        ]);
     }
+    (lines.len() > 1).then(|| aligned(lines))
 }
 
 #[cfg(test)]
@@ -60,9 +98,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_table_shows_when_tokens_end_and_no_secret() {
+        let at = |second: i64| Timestamp::constant(1_800_000_000 + second, 0);
+        let secret = |id: &str, expires: Option<Timestamp>| {
+            let mut secret = serde_json::json!({
+                "metadata": { "creationTimestamp": at(-60).to_string() },
+                "data": { "token-id": STANDARD.encode(id), "token-secret": STANDARD.encode("hidden") },
+            });
+            if let Some(expires) = expires {
+                secret["data"]["expiration"] = STANDARD.encode(expires.to_string()).into();
+            }
+            secret
+        };
+        let secrets = [secret("aaaaaa", Some(at(90))), secret("bbbbbb", None), secret("cccccc", Some(at(0)))];
+        assert_eq!(
+            table(&secrets.to_vec().into(), at(0)).unwrap(),
+            "ID       TTL         EXPIRES                AGE\n\
+             aaaaaa   90s         2027-01-15T08:01:30Z   60s\n\
+             bbbbbb   <forever>   <never>                60s\n\
+             cccccc   <expired>   2027-01-15T08:00:00Z   60s\n"
+        );
+        assert_eq!(table(&serde_json::json!([]), at(0)), None);
+    }
+
+    #[test]
     fn durations_are_written_as_people_do() {
         assert_eq!(duration("24h").unwrap(), Duration::from_secs(86_400));
         assert_eq!(duration("90m").unwrap(), Duration::from_secs(5_400));
+        assert_eq!(duration("90d").unwrap(), Duration::from_secs(7_776_000));
         assert!(duration("0s").is_err());
         assert!(duration("-1h").is_err());
         assert!(duration("soon").is_err());

@@ -203,3 +203,39 @@ fn events_are_forgotten_an_hour_after_they_last_happened() {
         assert_eq!(cluster.value(&id).is_some(), there, "after {minutes} more minutes");
     }
 }
+
+#[test]
+fn tokens_go_when_they_expire_and_other_secrets_stay() {
+    let mut cluster = Cluster::new();
+    // As base64, which is how a Secret has them.
+    const IN_HALF_AN_HOUR: &str = "MjAyNi0wMS0wMVQwMDozMDowMFo=";
+    const NOW: &str = "MjAyNi0wMS0wMVQwMDowMDowMFo=";
+    const SOON: &str = "c29vbg==";
+    let secret = |namespace: &str, name: &str, kind: &str, expiration: &str| {
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"namespace": namespace, "name": name},
+               "type": kind, "data": {"expiration": expiration}})
+    };
+    const TOKEN: &str = "bootstrap.kubernetes.io/token";
+    // What, and after which of the steps below it is still there.
+    let cases = [
+        (secret("kube-system", "in-half-an-hour", TOKEN, IN_HALF_AN_HOUR), [true, true, false]),
+        (secret("kube-system", "unreadable", TOKEN, SOON), [false, false, false]),
+        (secret("kube-system", "opaque", "Opaque", NOW), [true, true, true]),
+        (secret("default", "elsewhere", TOKEN, NOW), [true, true, true]),
+    ];
+    let mut endless = secret("kube-system", "endless", TOKEN, "");
+    endless["data"].as_object_mut().unwrap().clear();
+    let cases: Vec<_> = cases.into_iter().chain([(endless, [true; 3])]).collect();
+    for (object, _) in &cases {
+        cluster.create(object.clone());
+    }
+    for (step, seconds) in [0, 1799, 1].into_iter().enumerate() {
+        cluster.wait(Duration::from_secs(seconds));
+        cluster.settle();
+        for (object, there) in &cases {
+            let id = id_of(object);
+            assert_eq!(cluster.value(&id).is_some(), there[step], "{id} in step {step}");
+        }
+    }
+    cluster.assert_at_rest();
+}

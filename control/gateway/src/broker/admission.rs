@@ -1,8 +1,64 @@
 //! Who a client is, by its verified certificate, and which topics it reaches.
 
-use lichen_pki::{GATEWAY_USER, Identity};
+use std::fmt;
+use std::sync::Arc;
+
+use lichen_pki::{Digest, GATEWAY_USER, Identity, public_key_digest};
 use lichen_wire::topic::{Channel, Topic};
 use rustls::pki_types::CertificateDer;
+
+type Admits = dyn Fn(&str, &Digest) -> bool + Send + Sync;
+
+/// Which nodes a broker lets in: a certificate that verifies may be of a node that was removed since.
+#[derive(Clone)]
+pub struct Admit(Arc<Admits>);
+
+impl Admit {
+    /// Those of which this says so, given the node's name and its certificate's key pair
+    /// (see [`lichen_pki::public_key_digest`]).
+    pub fn by(admits: impl Fn(&str, &Digest) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(admits))
+    }
+
+    /// Every node of the cluster's authority.
+    pub fn everyone() -> Self {
+        Self::by(|_, _| true)
+    }
+
+    /// Whether a node with this key pair is let in.
+    pub fn admits(&self, node: &str, public_key: &Digest) -> bool {
+        (self.0)(node, public_key)
+    }
+}
+
+impl fmt::Debug for Admit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Admit(..)")
+    }
+}
+
+/// The node and the key pair that a connection is of.
+pub(super) struct Shown {
+    node: String,
+    public_key: Digest,
+}
+
+impl Shown {
+    /// What a client has shown; none if it is no node.
+    pub(super) fn of(
+        certificates: Option<&[CertificateDer<'_>]>,
+        principal: Option<&Principal>,
+    ) -> Option<Self> {
+        let Some(Principal::Node(node)) = principal else { return None };
+        let public_key = public_key_digest(certificates?.first()?).ok()?;
+        Some(Self { node: node.clone(), public_key })
+    }
+
+    /// Whether it still counts.
+    pub(super) fn counts(&self, admit: &Admit) -> bool {
+        admit.admits(&self.node, &self.public_key)
+    }
+}
 
 /// Who a client is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

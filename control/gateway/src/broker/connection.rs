@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::admission::Principal;
+use super::admission::{Principal, Shown};
 use super::hub::{Hub, send};
 use super::trie::{SubscriberId, valid_filter, valid_topic};
 
@@ -51,17 +51,24 @@ pub(super) async fn serve(
     let limit = hub.limits.connect_timeout;
     let opening = async {
         let stream = acceptor.accept(socket).await?;
-        let principal = Principal::of(stream.get_ref().1.peer_certificates());
+        let certificates = stream.get_ref().1.peer_certificates();
+        let principal = Principal::of(certificates);
+        let shown = Shown::of(certificates, principal.as_ref());
         let mut reader = PacketReader::new(stream, hub.limits.packet_bytes_max);
         match reader.next().await? {
-            Packet::Connect(connect) => Ok((reader, principal, connect)),
+            Packet::Connect(connect) => Ok((reader, principal, shown, connect)),
             _ => Err(ConnectionError::Protocol("its first packet is not CONNECT")),
         }
     };
-    let (reader, principal, connect) =
+    let (reader, principal, shown, connect) =
         timeout(limit, opening).await.map_err(|_| ConnectionError::ConnectTimeout)??;
+    let counts = |hub: &Hub| shown.as_ref().is_none_or(|shown| shown.counts(&hub.admit));
     let (mut principal, code) = match principal {
-        Some(principal) => (principal, ConnectReturnCode::Success),
+        Some(principal) if counts(&hub) => (principal, ConnectReturnCode::Success),
+        Some(principal) => {
+            tracing::info!(?principal, "a node that was removed tries to connect");
+            (principal, ConnectReturnCode::NotAuthorized)
+        }
         None => (Principal::Joiner(None), ConnectReturnCode::NotAuthorized),
     };
     let code = admit(&connect, &mut principal, code);
@@ -73,6 +80,10 @@ pub(super) async fn serve(
     }
     let outbox = Outbox::new(hub.limits.queue_bytes_max);
     let mut client = Client::enter(hub, principal, &connect, Arc::clone(&outbox)).await;
+    // One that was removed while it entered was not among those that were cut off then.
+    if !counts(&client.hub) {
+        outbox.close("its node was removed");
+    }
     let ended = tokio::select! {
         ended = client.read(&mut reader, connect.keep_alive) => ended,
         ended = drain(&outbox, &mut writer) => ended,

@@ -9,7 +9,7 @@ use lichen_mqtt::{Full, Message, Outbox, Outgoing};
 use tokio::sync::mpsc;
 
 use super::Limits;
-use super::admission::Principal;
+use super::admission::{Admit, Principal};
 use super::trie::{SubscriberId, Trie};
 
 /// Why a client whose queue is full is cut off.
@@ -56,11 +56,12 @@ impl State {
 pub(super) struct Hub {
     state: Mutex<State>,
     pub(super) limits: Limits,
+    pub(super) admit: Admit,
 }
 
 impl Hub {
-    pub(super) fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), limits })
+    pub(super) fn new(limits: Limits, admit: Admit) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), limits, admit })
     }
 
     /// Goes on with what is there should another task have panicked meanwhile: every critical section below leaves its

@@ -1,7 +1,7 @@
 //! The embedded MQTT 3.1.1 broker.
 //!
 //! It carries frames between nodes and the gateway and nothing else: a node, known by its verified client
-//! certificate, reaches its own topics only; a client without a certificate reaches join topics only. The
+//! certificate, reaches its own topics only, and only for as long as the gateway knows it; a client without a certificate reaches join topics only. The
 //! gateway is served through an in-process [`Port`] or, with its own certificate, through a socket.
 //!
 //! Invariants: every queue has a bound, and a client that does not drain its own is cut off; nothing is kept
@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use admission::Admit;
 use bytes::Bytes;
 use hub::Hub;
 use lichen_mqtt::Message;
@@ -87,6 +88,8 @@ pub struct Config {
     pub tls: Arc<rustls::ServerConfig>,
     /// The bounds.
     pub limits: Limits,
+    /// Which nodes are let in.
+    pub admit: Admit,
 }
 
 /// A running broker. Dropping it ends its connections; [`Broker::shutdown`] also waits for them.
@@ -107,7 +110,7 @@ impl Broker {
         let failed = |source| BrokerError::Bind { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let hub = Hub::new(config.limits);
+        let hub = Hub::new(config.limits, config.admit);
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(accept(listener, TlsAcceptor::from(config.tls), Arc::clone(&hub), stopped));
         Ok(Self { address, hub, stop, task })

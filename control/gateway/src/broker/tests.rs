@@ -19,9 +19,13 @@ use super::*;
 /// Long enough for a busy machine; nothing waits for it unless something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+type Removed = Arc<std::sync::Mutex<std::collections::BTreeSet<String>>>;
+
 struct World {
     authority: Authority,
     broker: Broker,
+    /// Nodes that are not let in.
+    removed: Removed,
     _folder: tempfile::TempDir,
 }
 
@@ -32,8 +36,11 @@ impl World {
         let server = authority.issue_server(&["localhost".into()]).unwrap();
         let tls = Arc::new(server_config(&server, authority.ca_pem(), &[]).unwrap());
         let listen = ([127, 0, 0, 1], 0).into();
-        let broker = Broker::start(Config { listen, tls, limits }).await.unwrap();
-        Self { authority, broker, _folder: folder }
+        let removed = Removed::default();
+        let out = removed.clone();
+        let admit = Admit::by(move |node, _| !out.lock().unwrap().contains(node));
+        let broker = Broker::start(Config { listen, tls, limits, admit }).await.unwrap();
+        Self { authority, broker, removed, _folder: folder }
     }
 
     async fn stream(&self, credentials: Option<&Credentials>) -> TlsStream<TcpStream> {
@@ -311,7 +318,9 @@ async fn a_port_in_use_is_a_clear_error() {
     let server = world.authority.issue_server(&["localhost".into()]).unwrap();
     let tls = Arc::new(server_config(&server, world.authority.ca_pem(), &[]).unwrap());
     let listen = world.broker.local_addr();
-    let error = Broker::start(Config { listen, tls, limits: Limits::default() }).await.unwrap_err();
+    let error = Broker::start(Config { listen, tls, limits: Limits::default(), admit: Admit::everyone() })
+        .await
+        .unwrap_err();
     assert!(
         error.to_string().starts_with(&format!("the MQTT broker cannot listen on {listen}: ")),
         "{error}"
@@ -339,4 +348,17 @@ fn the_codec_survives_arbitrary_bytes() {
         }
         let _ = Packet::read(&mut BytesMut::from(&bytes[..]), 72 * 1024);
     }
+}
+
+#[tokio::test]
+async fn a_node_that_was_removed_is_cut_off_and_not_let_in_again() {
+    let world = World::new(Limits::default()).await;
+    let (mut gone, mut other) = (world.connected("gone").await, world.connected("other").await);
+    world.removed.lock().unwrap().insert("gone".to_owned());
+    world.broker.port().publisher().disconnect_node("gone");
+    assert_eq!(gone.next().await, None);
+    let mut again = world.node("gone").await;
+    assert_eq!(again.connect(Connect::new("gone")).await, ConnectReturnCode::NotAuthorized);
+    other.send(Packet::PingReq).await;
+    assert_eq!(other.next().await, Some(Packet::PingResp));
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lichen_firmware_tests::mosquitto::{Mosquitto, Proof};
-use lichen_gateway::broker::{Broker, Config, Limits};
+use lichen_gateway::broker::{Admit, Broker, Config, Limits};
 use lichen_mqtt::Login;
 use lichen_pki::{Authority, ClientTrust, Credentials, GATEWAY_USER, client_config, server_config};
 
@@ -54,7 +54,7 @@ impl Bed {
             Kind::Embedded => {
                 let tls = Arc::new(server_config(&server, authority.ca_pem(), &[]).unwrap());
                 let listen = ([127, 0, 0, 1], 0).into();
-                let config = Config { listen, tls, limits: Limits::default() };
+                let config = Config { listen, tls, limits: Limits::default(), admit: Admit::everyone() };
                 Running::Embedded(Broker::start(config).await.unwrap())
             }
             Kind::MosquittoCertificates => Running::Mosquitto(mosquitto(Proof::Certificates, &[])?),

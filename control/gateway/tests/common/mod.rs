@@ -10,9 +10,11 @@ use futures_util::future::BoxFuture;
 use lichen_api::kinds;
 use lichen_artifacts::{Artifacts, CompileCommand};
 use lichen_gateway::bus::{Arrival, Bus, BusError, Message, Publish};
-use lichen_gateway::{Config, Gateway, create_token};
+use lichen_gateway::{Config, Gateway, ORDER_ANNOTATION, Order, create_token};
 use lichen_pki::Authority;
-use lichen_registry::{AllocationRanges, Identity, NODE_LEASE_NAMESPACE, Registry, Sources, WriteOptions};
+use lichen_registry::{
+    AllocationRanges, Identity, NODE_LEASE_NAMESPACE, Patch, Registry, Sources, WriteOptions,
+};
 use lichen_store::Store;
 use lichen_wire::FRAME_BYTES_MAX;
 use lichen_wire::body::SyncPoint;
@@ -145,9 +147,30 @@ impl World {
     }
 
     pub(crate) async fn restart_gateway(&mut self) {
+        self.stop_gateway().await;
+        self.start_gateway().await;
+    }
+
+    pub(crate) async fn stop_gateway(&mut self) {
         self.gateway.take().unwrap().shutdown().await;
+    }
+
+    pub(crate) async fn start_gateway(&mut self) {
         let end = self.bus.reopen();
         self.start(end).await;
+    }
+
+    /// Says that a node is to go.
+    pub(crate) async fn order(&self, node: &str, order: Order) {
+        let patch = json!({ "metadata": { "annotations": { ORDER_ANNOTATION: order.name() } } });
+        let (resource, options) = (&kinds::node::RESOURCE, WriteOptions::default());
+        let patch = Patch::Merge(patch);
+        self.registry.patch(&self.admin, resource, None, node, &patch, None, &options).await.unwrap();
+    }
+
+    /// Whether a certificate of this request would be let in by the embedded broker.
+    pub(crate) fn admits(&self, node: &str, public_key: &lichen_pki::Digest) -> bool {
+        lichen_gateway::admit_members(self.registry.clone()).admits(node, public_key)
     }
 
     pub(crate) async fn token(&self, ttl: Duration) -> Token {
@@ -281,6 +304,7 @@ pub(crate) enum Seen {
     SnapshotBegin,
     SnapshotEnd(u64),
     Synced(u64),
+    Leave,
     Item(String, String, Value),
     Remove(String, String),
     Opened(StreamId, Vec<u8>),
@@ -405,6 +429,7 @@ fn see(event: Event<'_>) -> Seen {
         Event::SnapshotBegin { .. } => Seen::SnapshotBegin,
         Event::SnapshotEnd { version } => Seen::SnapshotEnd(version),
         Event::Synced { version } => Seen::Synced(version),
+        Event::Leave => Seen::Leave,
         Event::Item { kind, key, body, .. } => {
             Seen::Item(kind.to_owned(), key.to_owned(), serde_cbor::from_slice(body).unwrap())
         }

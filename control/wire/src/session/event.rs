@@ -81,6 +81,8 @@ pub enum Event<'a> {
         /// The version.
         version: u64,
     },
+    /// Agent: the node is no longer of the cluster.
+    Leave,
     /// Gateway: a report, to be settled once it is durable.
     Report {
         /// What to settle.

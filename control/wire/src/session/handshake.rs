@@ -3,7 +3,8 @@
 //! The agent draws a nonce for each hello and takes one welcome for it; the gateway draws one for each welcome.
 //! A session's keys come from the node key and both nonces, so that neither side's restart can repeat a key,
 //! and a replayed handshake leads to keys that only a holder of the node key could use. The gateway keeps the
-//! session it has until the node has proved itself under the new keys.
+//! session it has until the node has proved itself under the new keys. Where the node key itself was renewed, hellos
+//! under the old one and the new are taken, until the node has proved itself under the new.
 
 use sha2::{Digest, Sha256};
 
@@ -122,6 +123,8 @@ pub(super) struct Asking {
 
 /// A session that the node has asked for and not yet confirmed.
 pub(super) struct Pending<B> {
+    /// The node key that the hello was sealed under.
+    pub(super) key: NodeKey,
     pub(super) hello_nonce: Nonce,
     pub(super) welcome_nonce: Nonce,
     pub(super) keys: Keys,

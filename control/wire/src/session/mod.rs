@@ -43,6 +43,8 @@ use crate::keys::NodeKey;
 /// One side of the session between a node and its gateway.
 pub struct Session<S: Storage> {
     config: Config,
+    /// Gateway: the key that the node was given last and has not used yet.
+    next_key: Option<NodeKey>,
     nonces: Nonces,
     linked: bool,
     asking: Asking,
@@ -93,6 +95,7 @@ impl<S: Storage> Session<S> {
         };
         Self {
             config,
+            next_key: None,
             nonces: Nonces::new(seed),
             linked: false,
             asking: Asking::default(),
@@ -111,6 +114,20 @@ impl<S: Storage> Session<S> {
     /// How the session was set up, with what an agent has learned since: `epoch_seen` and `synced`.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Gateway: the node was given this key. The present one counts until the node has proved that it holds the new one,
+    /// which [`Session::config`] then has.
+    pub fn offer_key(&mut self, key: NodeKey) {
+        self.next_key = Some(key);
+    }
+
+    /// Agent: from now on this key counts. A session that stands ends with a goodbye, as after [`Session::close`].
+    pub fn replace_key(&mut self, key: NodeKey, sink: &mut dyn FnMut(Event<'_>)) {
+        self.close(sink);
+        if let Config::Agent(config) = &mut self.config {
+            config.key = key;
+        }
     }
 
     fn timing(&self) -> Timing {
@@ -229,6 +246,11 @@ impl<S: Storage> Session<S> {
     /// Gateway: all deltas up to this version were given.
     pub fn mark_synced(&mut self, version: u64) -> Result<(), SendError> {
         self.desired(None, &Body::Synced { version }, 0)
+    }
+
+    /// Gateway: tells the node to leave the cluster.
+    pub fn leave(&mut self) -> Result<(), SendError> {
+        self.desired(None, &Body::Leave, 0)
     }
 
     fn desired(

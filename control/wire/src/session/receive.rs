@@ -53,7 +53,15 @@ impl<S: Storage> Session<S> {
         let repeated = self.pending.as_ref().is_some_and(|p| p.hello_nonce == nonce)
             || self.live.as_ref().is_some_and(|l| l.hello_nonce == nonce);
         let (key, node) = self.identity();
-        let payload = frame::open(&hello_key(key, node, &nonce), header, frame)?;
+        let mut key = key.clone();
+        let payload = match frame::open(&hello_key(&key, node, &nonce), header, frame) {
+            Ok(payload) => payload,
+            // A seal that does not verify leaves the frame as it was.
+            Err(error) => {
+                key = self.next_key.clone().ok_or(error)?;
+                frame::open(&hello_key(&key, node, &nonce), header, frame)?
+            }
+        };
         // Two welcomes to one hello could leave the two sides with different keys.
         if repeated {
             return Err(ReceiveError::Unexpected);
@@ -68,9 +76,10 @@ impl<S: Storage> Session<S> {
             return Err(CodecError::Space(payload.len()).into());
         }
         let welcome_nonce = self.nonces.draw();
-        let (key, node) = self.identity();
-        let keys = Keys::new(false, key, node, &nonce, &welcome_nonce);
+        let (_, node) = self.identity();
+        let keys = Keys::new(false, &key, node, &nonce, &welcome_nonce);
         self.pending = Some(Pending {
+            key,
             hello_nonce: nonce,
             welcome_nonce,
             keys,
@@ -222,7 +231,11 @@ impl<S: Storage> Session<S> {
     /// The node has proved that it holds the pending session's keys: that session takes the place of the old.
     fn promote(&mut self, now_ms: u64, sink: &mut dyn FnMut(Event<'_>)) {
         let Some(pending) = self.pending.take() else { return };
-        let Config::Gateway(config) = &self.config else { return };
+        let Config::Gateway(config) = &mut self.config else { return };
+        if config.key != pending.key {
+            config.key = pending.key;
+            self.next_key = None;
+        }
         let (incarnation, keepalive_ms) = (config.incarnation, config.timing.keepalive_ms);
         if self.live.take().is_some() {
             sink(Event::Lost(LostReason::Replaced));
@@ -353,6 +366,7 @@ impl<S: Storage> Session<S> {
                 synced.version = synced.version.max(version);
                 sink(Event::Synced { version });
             }
+            (Body::Leave, Config::Agent(_)) => sink(Event::Leave),
             _ => return Err("a message that this side does not take".into()),
         }
         Ok(())

@@ -88,7 +88,7 @@ impl<S: Storage> Session<S> {
                         capacity: config.limits.capacity(),
                     };
                     let nonce = pending.welcome_nonce;
-                    let key = welcome_key(&config.key, &config.node, &pending.hello_nonce, &nonce);
+                    let key = welcome_key(&pending.key, &config.node, &pending.hello_nonce, &nonce);
                     return handshake::write(&key, &Header::Welcome(nonce), &welcome, out);
                 }
                 if self.solicit_due {

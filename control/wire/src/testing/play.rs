@@ -150,6 +150,7 @@ impl Seen {
             Event::StreamEnded { id, error } => Seen::Ended(id, error.map(ToOwned::to_owned)),
             Event::EpochRefused { .. }
             | Event::Synced { .. }
+            | Event::Leave
             | Event::Room
             | Event::StreamWritable { .. } => Seen::Other,
         }

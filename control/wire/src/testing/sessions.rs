@@ -318,3 +318,58 @@ fn a_goodbye_ends_both_sides_and_a_settlement_of_an_earlier_session_means_nothin
     settle(&mut a, &mut g, 5_001);
     assert_eq!(a.outbox_room(), Limits::SERVER.outbox_entries_max - 1, "the report is still kept");
 }
+
+#[test]
+fn a_renewed_key_counts_from_its_first_use_and_the_old_one_until_then() {
+    let key = |byte| NodeKey::from_bytes([byte; 32]);
+    let (mut a, mut g, _) = connected();
+    g.offer_key(key(9));
+    g.offer_key(key(2));
+    let reconnect = |a: &mut Session<Growable>, g: &mut Session<Growable>, now_ms| {
+        a.link_down(now_ms, &mut |_| {});
+        a.link_up(now_ms);
+        settle(a, g, now_ms);
+        a.is_up()
+    };
+    assert!(reconnect(&mut a, &mut g, 1), "the agent may not have heard of the new key");
+    // A report that was made before the key was replaced is not lost.
+    a.report("Node", "edge-1", "", b"1").unwrap();
+    a.replace_key(key(2), &mut |event| assert_eq!(event, Event::Lost(LostReason::Closed)));
+    let goodbye = frames(&mut a, 2);
+    assert_eq!(give(&mut g, 2, &goodbye), [Ok(())]);
+    assert!(!g.is_up());
+    a.link_up(3);
+    let mut reports = 0;
+    for _ in 0..3 {
+        for frame in frames(&mut a, 3) {
+            g.receive(3, &mut frame.clone(), &mut |event| {
+                reports += usize::from(matches!(event, Event::Report { .. }));
+            })
+            .unwrap();
+        }
+        let down = frames(&mut g, 3);
+        give(&mut a, 3, &down);
+    }
+    assert!(a.is_up() && reports == 1);
+    let Config::Gateway(config) = g.config() else { panic!() };
+    assert_eq!(config.key, key(2));
+    // From then on neither the old key nor one that was never used opens anything.
+    for old in [1, 9] {
+        a.replace_key(key(old), &mut |_| {});
+        assert!(!reconnect(&mut a, &mut g, 4), "key {old}");
+    }
+    a.replace_key(key(2), &mut |_| {});
+    assert!(reconnect(&mut a, &mut g, 5));
+}
+
+#[test]
+fn an_agent_is_told_to_leave() {
+    let (mut a, mut g, _) = connected();
+    assert_eq!(a.leave(), Err(SendError::Role));
+    g.leave().unwrap();
+    let mut told = 0;
+    for frame in frames(&mut g, 1) {
+        a.receive(1, &mut frame.clone(), &mut |event| told += usize::from(event == Event::Leave)).unwrap();
+    }
+    assert_eq!(told, 1);
+}
