@@ -3,8 +3,6 @@
 //! One deserializer over JSON values drives k8s-openapi's own `Deserialize` code. On the way it does what Go's decoder and encoder do and
 //! serde does not: numbers are fine as quantities, quantities become canonical, empty optional lists, maps and texts count as absent.
 
-mod strict;
-
 use std::fmt;
 
 use serde::Serialize;
@@ -13,8 +11,6 @@ use serde_json::{Map, Value};
 
 use crate::quantity::Quantity;
 use crate::resource::DecodeError;
-
-pub use strict::parse;
 
 /// Optional maps that count as absent when they are empty. Empty structs (`emptyDir: {}`) mean something and stay.
 const MAP_FIELDS: [&str; 13] = [

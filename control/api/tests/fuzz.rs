@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lichen_api::{Quantity, RESOURCES, by_kind, codec, fields, labels, patch, protobuf};
+use lichen_api::{Quantity, RESOURCES, by_kind, fields, labels, patch, protobuf};
 use lichen_fuzz::Fuzz;
 use serde_json::{Value, json};
 
@@ -149,7 +149,7 @@ fn objects_are_normal_once_decoded() {
         }
     }
     fuzz("object").examples(examples).run(|bytes| {
-        let Ok(object) = codec::parse(bytes, &mut |_| {}) else { return false };
+        let Ok(object) = serde_json::from_slice::<Value>(bytes) else { return false };
         let text = |name: &str| object[name].as_str().unwrap_or_default();
         let Some(resource) = by_kind(text("apiVersion"), text("kind")) else { return false };
         let Ok(mut object) = resource.strategy.decode(object, &mut |_| {}) else { return false };

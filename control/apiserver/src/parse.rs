@@ -290,6 +290,7 @@ mod tests {
             any::<bool>().prop_map(Value::from),
             any::<i64>().prop_map(Value::from),
             any::<u64>().prop_map(Value::from),
+            prop::num::f64::NORMAL.prop_map(Value::from),
             "[a-z\\\\\"\u{e4} ]{0,6}".prop_map(Value::from),
         ];
         leaf.prop_recursive(4, 32, 4, |inner| {

@@ -39,10 +39,15 @@ pub(crate) fn read(path: &Path) -> Result<Access> {
     let text = std::fs::read_to_string(path).with_context(|| {
         format!("cannot read the kubeconfig {}; use --kubeconfig or set KUBECONFIG", path.display())
     })?;
-    let config: Kubeconfig =
-        serde_yaml_ng::from_str(&text).with_context(|| format!("{} is no kubeconfig", path.display()))?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    config.access(folder).with_context(|| format!("in the kubeconfig {}", path.display()))
+    let file = |file: &Path| std::fs::read_to_string(folder.join(file));
+    parse(&text, &file).with_context(|| format!("in the kubeconfig {}", path.display()))
+}
+
+/// Reads the current context of a kubeconfig's text, whose other files `file` reads.
+pub(crate) fn parse(text: &str, file: &dyn Fn(&Path) -> std::io::Result<String>) -> Result<Access> {
+    let config: Kubeconfig = serde_yaml_ng::from_str(text).context("it is no kubeconfig")?;
+    config.access(file)
 }
 
 #[derive(Deserialize, Default)]
@@ -87,14 +92,14 @@ struct User {
 }
 
 impl Kubeconfig {
-    fn access(&self, folder: &Path) -> Result<Access> {
+    fn access(&self, file: &dyn Fn(&Path) -> std::io::Result<String>) -> Result<Access> {
         if self.current_context.is_empty() {
             bail!("current-context is not set");
         }
         let context = find(&self.contexts, &self.current_context, "context")?;
         let cluster = find(&self.clusters, &context.cluster, "cluster")?;
         let user = find(&self.users, &context.user, "user")?;
-        let pem = |data: &Option<String>, file: &Option<PathBuf>, what| pem(folder, data, file, what);
+        let pem = |data: &Option<String>, path: &Option<PathBuf>, what| pem(data, path, file, what);
         Ok(Access {
             server: cluster.server.trim_end_matches('/').to_owned(),
             ca_pem: pem(
@@ -120,16 +125,20 @@ fn find<'a, T>(list: &'a [Named<T>], name: &str, what: &str) -> Result<&'a T> {
     found.map(|entry| &entry.value).with_context(|| format!("there is no {what} named {name:?}"))
 }
 
-fn pem(folder: &Path, data: &Option<String>, file: &Option<PathBuf>, what: &str) -> Result<String> {
+fn pem(
+    data: &Option<String>,
+    path: &Option<PathBuf>,
+    file: &dyn Fn(&Path) -> std::io::Result<String>,
+    what: &str,
+) -> Result<String> {
     if let Some(data) = data {
         let bytes = STANDARD.decode(data.trim()).with_context(|| format!("{what}-data is not base64"))?;
         return String::from_utf8(bytes).with_context(|| format!("{what}-data is not PEM"));
     }
-    let file = file
+    let path = path
         .as_ref()
         .with_context(|| format!("{what} is missing (only client certificates are supported)"))?;
-    let path = folder.join(file);
-    std::fs::read_to_string(&path).with_context(|| format!("{what}: {}", path.display()))
+    file(path).with_context(|| format!("{what}: {}", path.display()))
 }
 
 #[cfg(test)]

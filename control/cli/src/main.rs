@@ -3,6 +3,8 @@
 mod client;
 mod commands;
 mod embedded;
+#[cfg(test)]
+mod fuzz;
 mod kubeconfig;
 mod limits;
 mod manifest;
