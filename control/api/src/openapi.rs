@@ -1,7 +1,9 @@
 //! OpenAPI v3 documents, generated from the table of kinds and the traced schema.
 //!
 //! They hold what kubectl reads: the schemas with their merge keys (`apply`, `edit`, `explain`), and for each path the operations with
-//! their kind and the query parameters that kubectl looks for before it sends them. Descriptions are deliberately absent.
+//! their kind and the query parameters that kubectl looks for before it sends them. `openapi/descriptions.txt` holds what
+//! `kubectl explain` shows, in the words of Kubernetes' own types (Apache-2.0, out of the k8s-openapi crate): a line a
+//! type, then a line a field.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -22,6 +24,33 @@ static HASHES: LazyLock<BTreeMap<String, u64>> = LazyLock::new(|| {
         .map(|path| (path.clone(), document(&path).map_or(0, |document| fnv(&document.to_string()))))
         .collect()
 });
+
+/// What is said of a type's field, and under the empty name of the type itself.
+static DESCRIPTIONS: LazyLock<BTreeMap<(&str, &str), String>> = LazyLock::new(|| {
+    let mut own = "";
+    let lines = include_str!("openapi/descriptions.txt").lines().filter_map(|line| {
+        let (first, rest) = line.split_once('\t')?;
+        let (field, text) = if first.is_empty() { rest.split_once('\t')? } else { ("", rest) };
+        if !first.is_empty() {
+            own = first;
+        }
+        Some(((own, field), text.replace("\\n", "\n")))
+    });
+    lines.collect()
+});
+
+/// What every object says of itself.
+const OF_EVERY_KIND: [(&str, &str); 2] = [
+    ("apiVersion", "The group and version of the object's kind, for example apps/v1."),
+    ("kind", "The kind of the object, in CamelCase. It cannot be changed."),
+];
+
+fn describe(id: &str, field: &str, value: &mut Value) {
+    let of_every_kind = || OF_EVERY_KIND.iter().find(|(name, _)| *name == field).map(|(_, text)| *text);
+    if let Some(text) = DESCRIPTIONS.get(&(id, field)).map(String::as_str).or_else(of_every_kind) {
+        value["description"] = json!(text);
+    }
+}
 
 fn path(group: &str, version: &str) -> String {
     match group {
@@ -81,7 +110,7 @@ fn add_kind(resource: &Resource, schemas: &mut Map<String, Value>) {
     reach(&id, &mut reached);
     for name in reached {
         if let Some(known) = schema().get(name) {
-            schemas.entry(name).or_insert_with(|| type_schema(known));
+            schemas.entry(name).or_insert_with(|| type_schema(name, known));
         }
     }
     schemas[&id]["x-kubernetes-group-version-kind"] = json!([gvk(resource, resource.kind)]);
@@ -132,10 +161,15 @@ fn reach<'s>(id: &'s str, reached: &mut BTreeSet<&'s str>) {
     }
 }
 
-fn type_schema(known: &Type) -> Value {
-    let properties: Map<String, Value> =
-        known.fields.iter().map(|(name, field)| ((*name).to_owned(), field_schema(field))).collect();
+fn type_schema(id: &str, known: &Type) -> Value {
+    let described = |(name, field): (&&'static str, &Field)| {
+        let mut value = field_schema(field);
+        describe(id, name, &mut value);
+        ((*name).to_owned(), value)
+    };
+    let properties: Map<String, Value> = known.fields.iter().map(described).collect();
     let mut value = json!({"type": "object", "properties": properties});
+    describe(id, "", &mut value);
     if known.atomic {
         value["x-kubernetes-map-type"] = json!("atomic");
     }
@@ -279,6 +313,10 @@ mod tests {
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
         assert_eq!(containers["x-kubernetes-patch-strategy"], "merge");
         assert_eq!(containers["x-kubernetes-list-map-keys"], json!(["name"]));
+        assert!(
+            containers["description"].as_str().unwrap().starts_with("List of containers"),
+            "{containers}"
+        );
         let volumes = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["volumes"];
         assert_eq!(volumes["x-kubernetes-patch-strategy"], "merge,retainKeys");
         assert_eq!(

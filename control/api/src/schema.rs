@@ -1,7 +1,7 @@
 //! The shape of every served type, found by watching k8s-openapi's own `Deserialize` code ask for its fields.
 //!
 //! Strategic merge patch, managedFields and OpenAPI all walk this one graph. What Rust types cannot say (merge keys, atomic lists) is in
-//! [`crate::merge_keys`]. Descriptions are deliberately absent: they would cost more bytes than everything else in the server.
+//! [`crate::merge_keys`], and what is said of each field with [`crate::openapi`].
 
 use std::collections::BTreeMap;
 use std::fmt;

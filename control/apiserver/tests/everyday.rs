@@ -254,6 +254,8 @@ async fn reading_and_deleting() {
         .run("explain deployment.spec.strategy")
         .good()
         .has(&["rollingUpdate", "<RollingUpdateDeployment>"]);
+    kubectl.run("explain pod.spec.containers").good().has(&["List of containers belonging to the pod."]);
+    kubectl.run("explain cm").good().has(&["ConfigMap holds configuration data for pods to consume."]);
     kubectl.run("wait --for=create cm/m0 --timeout=5s").good().has(&["condition met"]);
     kubectl.run("wait --for=jsonpath={.data.a}=b cm/m0 --timeout=5s").good().has(&["condition met"]);
     kubectl.run("wait --for=delete cm/nope --timeout=5s").good();
