@@ -85,7 +85,8 @@ impl World {
     fn running(&self) -> u64 {
         let mut restarts = 0;
         eventually("the pod runs", || {
-            let status = self.get("pod", "ticker")["status"]["containerStatuses"][0].take();
+            let pod = self.get("pod", "ticker");
+            let status = &pod["status"]["containerStatuses"][0];
             restarts = status["restartCount"].as_u64().unwrap_or_default();
             let ready = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
             let node = self.get("node", NODE);
