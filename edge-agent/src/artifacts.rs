@@ -39,7 +39,7 @@ const ARTIFACT_BYTES_MAX: u64 = 1 << 30;
 const READ_BYTES: usize = 256 * 1024;
 
 /// SHA-256 of something.
-type Sha256 = [u8; 32];
+pub(crate) type Sha256 = [u8; 32];
 
 /// Where an image reference led.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,18 @@ pub(crate) struct Record {
     sha256: Sha256,
     len: u64,
     signature: Vec<u8>,
+}
+
+/// What is kept of where an image reference led.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kept {
+    /// A component, compiled for this node.
+    Component(Record),
+    /// The image of an OCI container, unpacked.
+    Image {
+        /// The digest of its manifest, under which it lies.
+        manifest: Sha256,
+    },
 }
 
 /// An artifact that is ready to start.
@@ -92,11 +104,11 @@ pub(crate) struct Artifacts {
 /// What changes as artifacts come.
 #[derive(Default)]
 pub(crate) struct State {
-    records: BTreeMap<String, Record>,
+    records: BTreeMap<String, Kept>,
     /// Verified in this run.
-    verified: BTreeSet<Sha256>,
+    pub(crate) verified: BTreeSet<Sha256>,
     /// One puller an image.
-    locks: BTreeMap<String, Arc<tokio::sync::Mutex<()>>>,
+    pub(crate) locks: BTreeMap<String, Arc<tokio::sync::Mutex<()>>>,
 }
 
 impl State {
@@ -109,12 +121,14 @@ impl State {
 }
 
 /// Why a transfer ended without its artifact.
-enum Broken {
+pub(crate) enum Broken {
     /// The link was lost; what arrived is kept.
     Lost(String),
     /// What was kept of an earlier transfer is of something else; it is gone now.
     Stale,
     Failed(Failure),
+    /// It is the image of an OCI container, which comes another way.
+    Image,
 }
 
 impl From<io::Error> for Broken {
@@ -147,10 +161,10 @@ impl Artifacts {
         let _only = lock.lock().await;
         let here = self.find(image).await;
         let connected = *self.connected.borrow();
-        let (record, pulled_ms) = match (here, policy) {
-            (Some(record), PullPolicy::IfNotPresent | PullPolicy::Never) => (record, None),
+        let (kept, pulled_ms) = match (here, policy) {
+            (Some(kept), PullPolicy::IfNotPresent | PullPolicy::Never) => (kept, None),
             // Without its control plane a node runs what it has.
-            (Some(record), PullPolicy::Always) if !connected => (record, None),
+            (Some(kept), PullPolicy::Always) if !connected => (kept, None),
             (None, PullPolicy::Never) => {
                 let text = format!("Container image {image:?} is not present with pull policy of Never");
                 return Err((ImageFailure::NeverPull, text));
@@ -158,28 +172,39 @@ impl Artifacts {
             (_, PullPolicy::Always | PullPolicy::IfNotPresent) => {
                 pulling();
                 let begun = now();
-                let record = self.pull(image).await?;
-                (record, Some(elapsed_ms(begun)))
+                let kept = self.pull(image).await?;
+                (kept, Some(elapsed_ms(begun)))
             }
         };
-        let path = self.path(&record.sha256);
-        let artifact = Artifact::Component { path, digest: format!("sha256:{}", hex(&record.sha256)) };
-        if let Err(error) = self.runtime.prepare(&artifact).await {
-            if matches!(error, RuntimeError::BadArtifact { .. }) {
-                // It may be the file's fault; the next try gets another.
-                self.state().verified.remove(&record.sha256);
-                self.state().records.remove(image);
+        let (artifact, manifest) = match &kept {
+            Kept::Component(record) => {
+                let (path, digest) = (self.path(&record.sha256), format!("sha256:{}", hex(&record.sha256)));
+                (Artifact::Component { path, digest }, &record.manifest)
             }
-            return Err((ImageFailure::Inspect, error.to_string()));
+            Kept::Image { manifest } => (Artifact::Image { path: self.image_path(manifest) }, manifest),
+        };
+        match self.runtime.prepare(&artifact).await {
+            Ok(()) => {}
+            Err(RuntimeError::Unavailable(why)) => return Err((ImageFailure::NoRuntime, why)),
+            Err(error) => {
+                if matches!(error, RuntimeError::BadArtifact { .. }) {
+                    // It may be the file's fault; the next try gets another.
+                    if let Kept::Component(record) = &kept {
+                        self.state().verified.remove(&record.sha256);
+                    }
+                    self.state().records.remove(image);
+                }
+                return Err((ImageFailure::Inspect, error.to_string()));
+            }
         }
         let name = match image.rsplit_once(':') {
             Some((name, tag)) if !tag.contains('/') => name,
             _ => image,
         };
-        Ok(Prepared { artifact, image_id: format!("{name}@sha256:{}", hex(&record.manifest)), pulled_ms })
+        Ok(Prepared { artifact, image_id: format!("{name}@sha256:{}", hex(manifest)), pulled_ms })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -188,9 +213,13 @@ impl Artifacts {
     }
 
     /// The image's artifact if it is on the node and whole.
-    async fn find(&self, image: &str) -> Option<Record> {
-        let record = self.state().records.get(image).cloned()?;
-        if self.verify(&record).await { Some(record) } else { None }
+    async fn find(&self, image: &str) -> Option<Kept> {
+        let kept = self.state().records.get(image).cloned()?;
+        let whole = match &kept {
+            Kept::Component(record) => self.verify(record).await,
+            Kept::Image { manifest } => self.is_unpacked(manifest).await,
+        };
+        whole.then_some(kept)
     }
 
     /// Whether an artifact's file is what its record says and the cluster vouches for it.
@@ -201,11 +230,18 @@ impl Artifacts {
         if self.check_signature(record).is_err() {
             return false;
         }
-        let path = self.path(&record.sha256);
+        self.is_whole(self.path(&record.sha256), &record.sha256, record.len).await
+    }
+
+    /// Whether a file is what its name says; looked at once in a run of the agent.
+    pub(crate) async fn is_whole(&self, path: PathBuf, sha256: &Sha256, len: u64) -> bool {
+        if self.state().verified.contains(sha256) {
+            return true;
+        }
         let found = tokio::task::spawn_blocking(move || digest_file(&path)).await;
-        let good = matches!(found, Ok(Ok((sha256, len))) if sha256 == record.sha256 && len == record.len);
+        let good = matches!(found, Ok(Ok(found)) if found == (*sha256, len));
         if good {
-            self.state().verified.insert(record.sha256);
+            self.state().verified.insert(*sha256);
         }
         good
     }
@@ -218,7 +254,7 @@ impl Artifacts {
             .map_err(|error| (ImageFailure::Pull, format!("the artifact is refused: {error}")))
     }
 
-    async fn pull(&self, image: &str) -> Result<Record, Failure> {
+    async fn pull(&self, image: &str) -> Result<Kept, Failure> {
         let mut connected = self.connected.clone();
         let mut last = String::new();
         for _ in 0..=RESUMES_MAX {
@@ -226,13 +262,22 @@ impl Artifacts {
             if connected.wait_for(|up| *up).await.is_err() {
                 return Err((ImageFailure::Pull, "the agent is stopping".to_owned()));
             }
-            match self.transfer(image).await {
-                Ok(record) => {
-                    self.keep(image, &record).await;
-                    return Ok(record);
+            let kept = match self.transfer(image).await {
+                Ok(record) => Ok(Kept::Component(record)),
+                Err(Broken::Image) => {
+                    self.transfer_image(image).await.map(|manifest| Kept::Image { manifest })
+                }
+                Err(broken) => Err(broken),
+            };
+            match kept {
+                Ok(kept) => {
+                    self.keep(image, &kept).await;
+                    return Ok(kept);
                 }
                 Err(Broken::Failed(failure)) => return Err(failure),
-                Err(Broken::Stale) => debug!(image, "what was kept of an earlier transfer is stale"),
+                Err(Broken::Stale | Broken::Image) => {
+                    debug!(image, "what was kept of an earlier transfer is stale")
+                }
                 Err(Broken::Lost(why)) => {
                     debug!(image, why, "a transfer broke off");
                     last = why;
@@ -242,14 +287,16 @@ impl Artifacts {
         Err((ImageFailure::Pull, format!("the transfer broke off too often: {last}")))
     }
 
-    async fn keep(&self, image: &str, record: &Record) {
+    async fn keep(&self, image: &str, kept: &Kept) {
         let before = {
             let mut state = self.state();
-            state.verified.insert(record.sha256);
-            state.records.insert(image.to_owned(), record.clone())
+            if let Kept::Component(record) = kept {
+                state.verified.insert(record.sha256);
+            }
+            state.records.insert(image.to_owned(), kept.clone())
         };
-        let Ok(bytes) = serde_cbor::to_vec(record) else { return };
-        if before.as_ref() == Some(record) {
+        let Ok(bytes) = serde_cbor::to_vec(kept) else { return };
+        if before.as_ref() == Some(kept) {
             return;
         }
         let checkpoint = self.checkpoint.clone();
@@ -265,13 +312,8 @@ impl Artifacts {
         let part = Part::of(&self.dir, &hex_of(key.as_ref()));
         tokio::fs::create_dir_all(&self.dir).await?;
         let (kept, offset) = part.kept().await;
-        let mut request = vec![0; REQUEST_BYTES_MAX];
-        let len =
-            StreamRequest::Artifact { image, profile: &self.profile, offset }.write(&mut request).map_err(
-                |_| Broken::Failed((ImageFailure::InvalidName, "the reference is too long".to_owned())),
-            )?;
-        request.truncate(len);
-        let mut stream = self.uplink.open(request).await.map_err(|error| Broken::Lost(error.to_string()))?;
+        let mut stream =
+            self.open(&StreamRequest::Artifact { image, profile: &self.profile, offset }).await?;
         let mut buffer = BytesMut::new();
         let record = loop {
             match ArtifactHead::read(&buffer) {
@@ -311,24 +353,36 @@ impl Artifacts {
             part.discard().await;
             return Err(Broken::Stale);
         }
-        self.receive(stream, &record, &part, offset, buffer.freeze()).await?;
+        let goal = Goal { sha256: record.sha256, len: record.len, path: self.path(&record.sha256) };
+        self.receive(stream, &goal, &part, offset, buffer.freeze()).await?;
         Ok(record)
     }
 
-    async fn receive(
+    /// Asks for something.
+    pub(crate) async fn open(&self, request: &StreamRequest<'_>) -> Result<Box<dyn ByteStream>, Broken> {
+        let mut bytes = vec![0; REQUEST_BYTES_MAX];
+        let len = request.write(&mut bytes).map_err(|_| {
+            Broken::Failed((ImageFailure::InvalidName, "the reference is too long".to_owned()))
+        })?;
+        bytes.truncate(len);
+        self.uplink.open(bytes).await.map_err(|error| Broken::Lost(error.to_string()))
+    }
+
+    /// Takes the bytes of a file after those that are here, and gives it its name once it is whole.
+    pub(crate) async fn receive(
         &self,
         mut stream: Box<dyn ByteStream>,
-        record: &Record,
+        goal: &Goal,
         part: &Part,
         offset: u64,
         first: Bytes,
     ) -> Result<(), Broken> {
-        let mut file = part.open(&record.sha256, offset).await?;
+        let mut file = part.open(&goal.sha256, offset).await?;
         let mut have = offset;
         let mut chunk = first;
         loop {
             have += chunk.len() as u64;
-            if have > record.len {
+            if have > goal.len {
                 stream.reset("more bytes than announced");
                 part.discard().await;
                 return Err(Broken::Failed((
@@ -337,7 +391,7 @@ impl Artifacts {
                 )));
             }
             file.write_all(&chunk).await?;
-            if have == record.len {
+            if have == goal.len {
                 break;
             }
             chunk = match next(stream.as_mut()).await {
@@ -355,13 +409,14 @@ impl Artifacts {
         let path = part.data.clone();
         let found =
             tokio::task::spawn_blocking(move || digest_file(&path)).await.map_err(io::Error::other)??;
-        if found != (record.sha256, record.len) {
+        if found != (goal.sha256, goal.len) {
             part.discard().await;
-            let text = format!("the artifact's digest is {}, not {}", hex(&found.0), hex(&record.sha256));
+            let text = format!("the artifact's digest is {}, not {}", hex(&found.0), hex(&goal.sha256));
             return Err(Broken::Failed((ImageFailure::Pull, text)));
         }
-        tokio::fs::rename(&part.data, self.path(&record.sha256)).await?;
-        tokio::fs::File::open(&self.dir).await?.sync_all().await?;
+        tokio::fs::rename(&part.data, &goal.path).await?;
+        let dir = goal.path.parent().unwrap_or(&self.dir);
+        tokio::fs::File::open(dir).await?.sync_all().await?;
         part.discard().await;
         // The other side ends after the last byte; there is nothing to say.
         let _ = stream.finish().await;
@@ -370,12 +425,15 @@ impl Artifacts {
 }
 
 /// The next bytes of an artifact.
-async fn next(stream: &mut dyn ByteStream) -> Result<Bytes, Broken> {
+pub(crate) async fn next(stream: &mut dyn ByteStream) -> Result<Bytes, Broken> {
     match stream.read().await {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(Broken::Lost("the transfer ended early".to_owned())),
         Err(lichen_link::StreamError::Remote(text)) => {
             let error = StreamError::parse(&text);
+            if error.code == StreamErrorCode::Image {
+                return Err(Broken::Image);
+            }
             let kind = match error.code {
                 StreamErrorCode::Invalid => ImageFailure::InvalidName,
                 StreamErrorCode::Unusable => ImageFailure::Inspect,
@@ -387,18 +445,25 @@ async fn next(stream: &mut dyn ByteStream) -> Result<Bytes, Broken> {
     }
 }
 
+/// A file that is to be here.
+pub(crate) struct Goal {
+    pub(crate) sha256: Sha256,
+    pub(crate) len: u64,
+    pub(crate) path: PathBuf,
+}
+
 /// What there is of an artifact that is on its way: the bytes, and the digest that they will have.
-struct Part {
+pub(crate) struct Part {
     data: PathBuf,
     goal: PathBuf,
 }
 
 impl Part {
-    fn of(dir: &Path, key: &str) -> Self {
+    pub(crate) fn of(dir: &Path, key: &str) -> Self {
         Self { data: dir.join(format!("{key}.part")), goal: dir.join(format!("{key}.goal")) }
     }
 
-    async fn kept(&self) -> (Option<Sha256>, u64) {
+    pub(crate) async fn kept(&self) -> (Option<Sha256>, u64) {
         let goal = tokio::fs::read(&self.goal).await.ok().and_then(|bytes| bytes.try_into().ok());
         let len = tokio::fs::metadata(&self.data).await.map_or(0, |meta| meta.len());
         if goal.is_some() { (goal, len) } else { (None, 0) }
@@ -412,7 +477,7 @@ impl Part {
         tokio::fs::OpenOptions::new().append(true).open(&self.data).await
     }
 
-    async fn discard(&self) {
+    pub(crate) async fn discard(&self) {
         // What is not there needs no removing.
         let _ = tokio::fs::remove_file(&self.data).await;
         let _ = tokio::fs::remove_file(&self.goal).await;
@@ -437,7 +502,7 @@ fn digest_file(path: &Path) -> io::Result<(Sha256, u64)> {
     Ok((sha256, len))
 }
 
-fn hex(bytes: &Sha256) -> String {
+pub(crate) fn hex(bytes: &Sha256) -> String {
     hex_of(bytes)
 }
 

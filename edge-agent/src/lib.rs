@@ -20,6 +20,7 @@ mod exit;
 mod facts;
 mod host;
 mod identity;
+mod images;
 mod leave;
 mod logs;
 mod node;

@@ -58,7 +58,12 @@ pub(crate) fn read(request: &[u8]) -> Result<Request, Refusal> {
                 options: LogOptions { follow, tail_lines, since, timestamps, limit_bytes },
             })
         }
-        Ok(StreamRequest::Artifact { .. } | StreamRequest::Renew { .. }) => Err(invalid("nodes serve logs")),
+        Ok(
+            StreamRequest::Artifact { .. }
+            | StreamRequest::Image { .. }
+            | StreamRequest::Blob { .. }
+            | StreamRequest::Renew { .. },
+        ) => Err(invalid("nodes serve logs")),
         Err(_) => Err(invalid("the request can't be read")),
     }
 }

@@ -1,6 +1,6 @@
 //! Stand-ins for the control plane, for this crate's tests.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use lichen_link::{LinkError, StreamError};
 use lichen_pki::Authority;
 use lichen_wire::body::Blob;
 use lichen_wire::stream::{
-    ARTIFACT_SIGNING_CONTEXT, ArtifactHead, REQUEST_BYTES_MAX, StreamRequest, statement,
+    ARTIFACT_SIGNING_CONTEXT, ArtifactHead, ImageHead, REQUEST_BYTES_MAX, StreamRequest, statement,
 };
 use ring::digest::{SHA256, digest};
 use serde_json::Value;
@@ -58,6 +58,12 @@ pub(crate) struct Fake {
     pub(crate) reports: Mutex<Vec<Report>>,
     pub(crate) offsets: Mutex<Vec<u64>>,
     pub(crate) transfers: Mutex<VecDeque<Transfer>>,
+    /// The image that every reference leads to, in place of the artifact: its manifest's digest.
+    pub(crate) image: Mutex<Option<[u8; 32]>>,
+    /// What there is by digest. Of a blob that was asked for the first time half is sent.
+    pub(crate) blobs: Mutex<BTreeMap<[u8; 32], Vec<u8>>>,
+    /// Blobs that were asked for, and from where on.
+    pub(crate) asked: Mutex<Vec<([u8; 32], u64)>>,
     changed: Notify,
 }
 
@@ -69,6 +75,9 @@ impl Fake {
             reports: Mutex::default(),
             offsets: Mutex::default(),
             transfers: Mutex::default(),
+            image: Mutex::default(),
+            blobs: Mutex::default(),
+            asked: Mutex::default(),
             changed: Notify::new(),
         })
     }
@@ -97,7 +106,38 @@ impl Fake {
         }
     }
 
+    /// Adds content and answers its digest.
+    pub(crate) fn add(&self, content: &[u8]) -> [u8; 32] {
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(digest(&SHA256, content).as_ref());
+        self.blobs.lock().expect("not poisoned").insert(sha256, content.to_vec());
+        sha256
+    }
+
+    fn image_head(&self) -> FakeStream {
+        let manifest = self.image.lock().expect("not poisoned").expect("an image");
+        let len = self.blobs.lock().expect("not poisoned")[&manifest].len() as u64;
+        let mut out = vec![0; REQUEST_BYTES_MAX];
+        let written = ImageHead { manifest, len }.write(&mut out).expect("fits");
+        FakeStream::of(&out[..written], Ok(()))
+    }
+
+    fn blob(&self, sha256: [u8; 32], offset: u64) -> FakeStream {
+        let mut asked = self.asked.lock().expect("not poisoned");
+        let first = asked.iter().all(|(known, _)| *known != sha256);
+        asked.push((sha256, offset));
+        let blobs = self.blobs.lock().expect("not poisoned");
+        let rest = &blobs[&sha256][usize::try_from(offset).expect("fits")..];
+        if first && rest.len() > 1000 {
+            return FakeStream::of(&rest[..rest.len() / 2], Err(StreamError::Lost));
+        }
+        FakeStream::of(rest, Ok(()))
+    }
+
     fn serve(&self, offset: u64) -> FakeStream {
+        if self.image.lock().expect("not poisoned").is_some() {
+            return FakeStream::of(b"", Err(StreamError::Remote("Image: of an OCI container".to_owned())));
+        }
         self.offsets.lock().expect("not poisoned").push(offset);
         let transfer = self.transfers.lock().expect("not poisoned").pop_front();
         let mut sha256 = [0; 32];
@@ -160,6 +200,13 @@ impl Uplink for Fake {
                 Ok(StreamRequest::Artifact { offset, .. }) => {
                     Ok(Box::new(self.serve(offset)) as Box<dyn ByteStream>)
                 }
+                Ok(StreamRequest::Image { platform, .. }) => {
+                    assert!(platform.starts_with("linux/"), "{platform}");
+                    Ok(Box::new(self.image_head()) as Box<dyn ByteStream>)
+                }
+                Ok(StreamRequest::Blob { sha256, offset }) => {
+                    Ok(Box::new(self.blob(sha256, offset)) as Box<dyn ByteStream>)
+                }
                 _ => Err(LinkError::NotConnected),
             }
         }
@@ -180,6 +227,13 @@ pub(crate) struct FakeStream {
     pub(crate) chunks: VecDeque<Bytes>,
     pub(crate) end: Result<(), StreamError>,
     pub(crate) written: Arc<Mutex<Written>>,
+}
+
+impl FakeStream {
+    fn of(bytes: &[u8], end: Result<(), StreamError>) -> Self {
+        let chunks = bytes.chunks(30_000).map(Bytes::copy_from_slice).collect();
+        Self { chunks, end, written: Arc::default() }
+    }
 }
 
 impl ByteStream for FakeStream {

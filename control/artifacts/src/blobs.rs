@@ -92,6 +92,16 @@ impl Blobs {
         }
     }
 
+    /// The file of a blob and its length.
+    pub(crate) fn open_file(&self, digest: &Digest) -> Result<(File, u64), BlobError> {
+        let open = || {
+            let file = File::open(self.path(digest))?;
+            let len = file.metadata()?.len();
+            Ok((file, len))
+        };
+        open().map_err(|e| error(digest, e))
+    }
+
     /// Opens `len` bytes of a blob from `offset` on, to be read in chunks.
     pub(crate) fn reader(&self, digest: &Digest, offset: u64, len: u64) -> Result<BlobReader, BlobError> {
         let open = || {

@@ -40,6 +40,9 @@ pub use repositories::{ResolveError, Resolved};
 pub const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The media type of the config of a Wasm artifact.
 pub const WASM_CONFIG_MEDIA_TYPE: &str = "application/vnd.wasm.config.v0+json";
+/// The media types of the config of an OCI container's image.
+pub const IMAGE_CONFIG_MEDIA_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 /// The media type of a layer that is a Wasm binary.
 pub const WASM_LAYER_MEDIA_TYPE: &str = "application/wasm";
 
@@ -95,6 +98,19 @@ impl Artifacts {
         let (blobs, repositories, reference) =
             (self.blobs.clone(), self.repositories.clone(), reference.clone());
         files::blocking(move || repositories.resolve(&blobs, &reference)).await
+    }
+
+    /// Finds the manifest that the image of an OCI container has for a platform such as `linux/arm64`, and its length.
+    pub async fn image(&self, reference: &Reference, platform: &str) -> Result<(Digest, u64), ResolveError> {
+        let (blobs, repositories, reference, platform) =
+            (self.blobs.clone(), self.repositories.clone(), reference.clone(), platform.to_owned());
+        files::blocking(move || repositories.image(&blobs, &reference, &platform)).await
+    }
+
+    /// The file of a blob and its length, to be read in pieces by whoever checks the whole.
+    pub async fn open_blob(&self, digest: &Digest) -> Result<(std::fs::File, u64), BlobError> {
+        let (blobs, digest) = (self.blobs.clone(), *digest);
+        files::blocking(move || blobs.open_file(&digest)).await
     }
 
     /// The component `layer` compiled for the engine profile `profile`: out of the cache, or by a compile worker.

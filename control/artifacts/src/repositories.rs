@@ -14,7 +14,9 @@ use serde::Deserialize;
 
 use crate::blobs::Blobs;
 use crate::reference::{DEFAULT_TAG, is_tag};
-use crate::{BlobError, Digest, OpenError, Reference, WASM_LAYER_MEDIA_TYPE, files};
+use crate::{
+    BlobError, Digest, IMAGE_CONFIG_MEDIA_TYPES, OpenError, Reference, WASM_LAYER_MEDIA_TYPE, files,
+};
 
 /// The largest manifest that is taken in.
 pub(crate) const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -46,6 +48,12 @@ pub enum ResolveError {
     /// The embedded registry has no such manifest.
     #[error("{0}: not found in the embedded registry")]
     NotFound(String),
+    /// There is a manifest of an OCI container's image.
+    #[error("{0}: the image of an OCI container, not a Wasm artifact")]
+    Image(String),
+    /// The image is not made for the platform.
+    #[error("{0}: the image is not made for {1}")]
+    Platform(String, String),
     /// There is a manifest, but not of one Wasm layer.
     #[error("{0}: not a Wasm artifact: {1}")]
     NotWasm(String, String),
@@ -110,6 +118,21 @@ struct Descriptor {
     media_type: String,
     digest: String,
     size: u64,
+    platform: Option<Platform>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Platform {
+    os: String,
+    architecture: String,
+}
+
+impl Manifest {
+    /// Whether it is of an OCI container's image, or an index, which only those have.
+    fn is_image(&self) -> bool {
+        let config = self.config.as_ref().map(|config| config.media_type.as_str());
+        !self.manifests.is_empty() || config.is_some_and(|kind| IMAGE_CONFIG_MEDIA_TYPES.contains(&kind))
+    }
 }
 
 impl Descriptor {
@@ -299,18 +322,11 @@ impl Repositories {
 
     /// See [`crate::Artifacts::resolve`].
     pub(crate) fn resolve(&self, blobs: &Blobs, reference: &Reference) -> Result<Resolved, ResolveError> {
-        if let Some(host) = &reference.host {
-            return Err(ResolveError::OtherRegistry(reference.to_string(), host.clone()));
-        }
-        let selector = match (&reference.digest, &reference.tag) {
-            (Some(digest), _) => Selector::Digest(*digest),
-            (None, tag) => Selector::Tag(tag.as_deref().unwrap_or(DEFAULT_TAG).to_owned()),
-        };
-        let found = self.get(blobs, &reference.repository, &selector)?;
-        let found = found.ok_or_else(|| ResolveError::NotFound(reference.to_string()))?;
+        let (found, manifest) = self.look_up(blobs, reference)?;
         let not_wasm = |why: String| ResolveError::NotWasm(reference.to_string(), why);
-        let manifest: Manifest =
-            serde_json::from_slice(&found.content).map_err(|e| not_wasm(e.to_string()))?;
+        if manifest.is_image() {
+            return Err(ResolveError::Image(reference.to_string()));
+        }
         let [layer] = manifest.layers.as_slice() else {
             return Err(not_wasm(format!(
                 "{} layers, want one of type {WASM_LAYER_MEDIA_TYPE}",
@@ -326,6 +342,41 @@ impl Repositories {
             media_type: layer.media_type.clone(),
             len_bytes: layer.size,
         })
+    }
+
+    /// See [`crate::Artifacts::image`].
+    pub(crate) fn image(
+        &self,
+        blobs: &Blobs,
+        reference: &Reference,
+        platform: &str,
+    ) -> Result<(Digest, u64), ResolveError> {
+        let (found, manifest) = self.look_up(blobs, reference)?;
+        if manifest.manifests.is_empty() {
+            return Ok((found.digest, found.content.len() as u64));
+        }
+        let fits = |one: &&Descriptor| {
+            one.platform.as_ref().is_some_and(|p| format!("{}/{}", p.os, p.architecture) == platform)
+        };
+        let one = manifest.manifests.iter().find(fits);
+        let one = one.ok_or_else(|| ResolveError::Platform(reference.to_string(), platform.to_owned()))?;
+        let digest = one.digest().map_err(|e| ResolveError::NotWasm(reference.to_string(), e.to_string()))?;
+        Ok((digest, one.size))
+    }
+
+    fn look_up(&self, blobs: &Blobs, reference: &Reference) -> Result<(Found, Manifest), ResolveError> {
+        if let Some(host) = &reference.host {
+            return Err(ResolveError::OtherRegistry(reference.to_string(), host.clone()));
+        }
+        let selector = match (&reference.digest, &reference.tag) {
+            (Some(digest), _) => Selector::Digest(*digest),
+            (None, tag) => Selector::Tag(tag.as_deref().unwrap_or(DEFAULT_TAG).to_owned()),
+        };
+        let found = self.get(blobs, &reference.repository, &selector)?;
+        let found = found.ok_or_else(|| ResolveError::NotFound(reference.to_string()))?;
+        let manifest: Manifest = serde_json::from_slice(&found.content)
+            .map_err(|e| ResolveError::NotWasm(reference.to_string(), e.to_string()))?;
+        Ok((found, manifest))
     }
 }
 

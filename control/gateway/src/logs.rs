@@ -119,7 +119,9 @@ pub(crate) fn encode(request: &LogRequest) -> Result<Vec<u8>, Status> {
 pub(crate) fn status_of(error: &str) -> Status {
     let error = StreamError::parse(error);
     match error.code {
-        StreamErrorCode::Invalid | StreamErrorCode::Unusable => Status::bad_request(error.message),
+        StreamErrorCode::Invalid | StreamErrorCode::Unusable | StreamErrorCode::Image => {
+            Status::bad_request(error.message)
+        }
         StreamErrorCode::NotFound => Status::new(404, "NotFound", error.message),
         StreamErrorCode::Unavailable => Status::service_unavailable(error.message),
         StreamErrorCode::Internal => Status::internal(error.message),

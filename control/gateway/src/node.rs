@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use lichen_api::Status;
+use lichen_artifacts::Digest;
 use lichen_wire::FRAME_BYTES_MAX;
 use lichen_wire::keys::NodeKey;
 use lichen_wire::session::{Config, Event, Growable, ReportId, SendError, Session, StreamId};
@@ -467,35 +468,39 @@ impl NodeTask {
     }
 
     fn opened(&mut self, id: StreamId, request: &[u8]) {
-        match StreamRequest::read(request) {
+        let artifacts = self.shared.artifacts.clone();
+        let writer = StreamWriter { id, session: self.number, inputs: self.inputs.clone() };
+        let task = match StreamRequest::read(request) {
             Ok(StreamRequest::Artifact { image, profile, offset }) => {
-                let writer = StreamWriter { id, session: self.number, inputs: self.inputs.clone() };
                 let request = ArtifactRequest {
                     node: self.node.clone(),
                     image: image.to_owned(),
                     profile: profile.to_owned(),
                     offset,
                 };
-                let task = tokio::spawn(serve::artifact(self.shared.artifacts.clone(), request, writer));
-                let stream =
-                    Stream::Out { task: task.abort_handle(), pending: Bytes::new(), taken: None, end: false };
-                self.streams.insert(id, stream);
+                tokio::spawn(serve::artifact(artifacts, request, writer))
+            }
+            Ok(StreamRequest::Image { image, platform }) => {
+                tokio::spawn(serve::image(artifacts, image.to_owned(), platform.to_owned(), writer))
+            }
+            Ok(StreamRequest::Blob { sha256, offset }) => {
+                tokio::spawn(serve::blob(artifacts, Digest::from_bytes(sha256), offset, writer))
+            }
+            Ok(StreamRequest::Logs { .. }) => {
+                return self.reset(id, StreamErrorCode::Invalid, "nodes have logs");
             }
             Ok(StreamRequest::Renew { request }) => {
-                let writer = StreamWriter { id, session: self.number, inputs: self.inputs.clone() };
                 let (joins, node) = (self.shared.joins.clone(), self.node.clone());
-                let request = Bytes::copy_from_slice(request.0);
-                let task = tokio::spawn(serve::renewal(joins, node, request, writer));
-                let stream =
-                    Stream::Out { task: task.abort_handle(), pending: Bytes::new(), taken: None, end: false };
-                self.streams.insert(id, stream);
+                tokio::spawn(serve::renewal(joins, node, Bytes::copy_from_slice(request.0), writer))
             }
-            Ok(StreamRequest::Logs { .. }) => self.reset(id, StreamErrorCode::Invalid, "nodes have logs"),
             Err(error) => {
                 tracing::warn!(node = self.node, %error, "a stream's request can't be read");
-                self.reset(id, StreamErrorCode::Invalid, "the request can't be read");
+                return self.reset(id, StreamErrorCode::Invalid, "the request can't be read");
             }
-        }
+        };
+        let stream =
+            Stream::Out { task: task.abort_handle(), pending: Bytes::new(), taken: None, end: false };
+        self.streams.insert(id, stream);
     }
 
     /// Writes what waits for a stream, as far as it goes.

@@ -3,10 +3,12 @@
 use std::io::{self, Read, Seek, SeekFrom};
 
 use bytes::Bytes;
-use lichen_artifacts::{Artifacts, CompileError, CompiledArtifact, Reference, ResolveError, Resolved};
+use lichen_artifacts::{
+    Artifacts, BlobError, CompileError, CompiledArtifact, Digest, Reference, ResolveError, Resolved,
+};
 use lichen_wire::body::Blob;
 use lichen_wire::session::{STREAM_ERROR_BYTES_MAX, StreamId};
-use lichen_wire::stream::{ArtifactHead, REQUEST_BYTES_MAX, StreamError, StreamErrorCode};
+use lichen_wire::stream::{ArtifactHead, ImageHead, REQUEST_BYTES_MAX, StreamError, StreamErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::join;
@@ -36,6 +38,25 @@ impl StreamWriter {
         wait.await.map_err(|_| Gone)
     }
 
+    /// Ends the stream with what is wrong.
+    async fn fail(&self, failure: Failure) {
+        let Failure(code, mut message) = failure;
+        message.truncate(message.floor_char_boundary(ERROR_BYTES_MAX));
+        self.end(Some(StreamError { code, message: &message }.to_string())).await;
+    }
+
+    /// Ends the stream as its sending did; `what` was sent.
+    async fn close(&self, sent: Result<(), Sending>, what: &str) {
+        match sent {
+            Ok(()) => self.end(None).await,
+            Err(Sending::Gone) => {}
+            Err(Sending::Failed(error)) => {
+                tracing::error!(%error, what, "what a node asked for can't be read");
+                self.fail(Failure(StreamErrorCode::Internal, format!("{what} can't be read"))).await;
+            }
+        }
+    }
+
     async fn end(&self, error: Option<String>) {
         // Without a session there is nobody to tell.
         let _ = self.inputs.send(Input::StreamEnd { id: self.id, session: self.session, error }).await;
@@ -58,24 +79,68 @@ pub(crate) async fn artifact(artifacts: Artifacts, request: ArtifactRequest, wri
     let found = find(&artifacts, image, profile).await;
     let (resolved, compiled) = match found {
         Ok(found) => found,
-        Err(Failure(code, message)) => {
-            tracing::warn!(node, image, profile, code = code.name(), message, "no artifact for a node");
-            let mut message = message;
-            message.truncate(message.floor_char_boundary(ERROR_BYTES_MAX));
-            return writer.end(Some(StreamError { code, message: &message }.to_string())).await;
+        Err(failure) => {
+            // That an image is for the other runtime is no failure of anybody.
+            if failure.0 != StreamErrorCode::Image {
+                let Failure(code, message) = &failure;
+                tracing::warn!(node, image, profile, code = code.name(), message, "no artifact for a node");
+            }
+            return writer.fail(failure).await;
         }
     };
     tracing::debug!(node, image, profile, offset, bytes = compiled.len_bytes, "a node pulls an artifact");
-    match send(&resolved, &compiled, *offset, &writer).await {
-        Ok(()) => writer.end(None).await,
-        Err(Sending::Gone) => {}
-        Err(Sending::Failed(error)) => {
-            tracing::error!(node, image, %error, "a compiled artifact can't be read");
-            let message = "the compiled artifact can't be read";
-            let error = StreamError { code: StreamErrorCode::Internal, message };
-            writer.end(Some(error.to_string())).await;
+    let sent = send(&resolved, &compiled, *offset, &writer).await;
+    writer.close(sent, "the compiled artifact").await;
+}
+
+/// Says which manifest an image has for a platform.
+pub(crate) async fn image(artifacts: Artifacts, image: String, platform: String, writer: StreamWriter) {
+    let head = async {
+        let reference: Reference = image
+            .parse()
+            .map_err(|error| Failure(StreamErrorCode::Invalid, format!("{image:?}: {error}")))?;
+        let (manifest, len) = artifacts.image(&reference, &platform).await.map_err(unresolved)?;
+        let mut out = vec![0; REQUEST_BYTES_MAX];
+        let written = ImageHead { manifest: *manifest.as_bytes(), len }.write(&mut out);
+        let written = written.map_err(|error| Failure(StreamErrorCode::Internal, error.to_string()))?;
+        out.truncate(written);
+        Ok(Bytes::from(out))
+    };
+    match head.await {
+        Ok(head) => {
+            let sent = writer.write(head).await.map_err(Sending::from);
+            writer.close(sent, "the image").await;
+        }
+        Err(failure) => writer.fail(failure).await,
+    }
+}
+
+/// Writes a blob from an offset on.
+pub(crate) async fn blob(artifacts: Artifacts, digest: Digest, offset: u64, writer: StreamWriter) {
+    match artifacts.open_blob(&digest).await {
+        Ok((file, len)) => {
+            let sent = send_file(file, len, offset, &writer).await;
+            writer.close(sent, "the blob").await;
+        }
+        Err(error) => {
+            let code = match &error {
+                BlobError::Unknown(_) => StreamErrorCode::NotFound,
+                BlobError::Damaged { .. } | BlobError::Io { .. } => StreamErrorCode::Internal,
+            };
+            writer.fail(Failure(code, with_sources(&error))).await;
         }
     }
+}
+
+/// Why a reference led to nothing that could be sent.
+fn unresolved(error: ResolveError) -> Failure {
+    let code = match &error {
+        ResolveError::OtherRegistry(..) | ResolveError::NotFound(_) => StreamErrorCode::NotFound,
+        ResolveError::NotWasm(..) | ResolveError::Platform(..) => StreamErrorCode::Unusable,
+        ResolveError::Image(_) => StreamErrorCode::Image,
+        ResolveError::Blob(_) | ResolveError::Io(_) => StreamErrorCode::Internal,
+    };
+    Failure(code, with_sources(&error))
 }
 
 async fn find(
@@ -85,14 +150,7 @@ async fn find(
 ) -> Result<(Resolved, CompiledArtifact), Failure> {
     let invalid = |message: String| Failure(StreamErrorCode::Invalid, message);
     let reference: Reference = image.parse().map_err(|error| invalid(format!("{image:?}: {error}")))?;
-    let resolved = artifacts.resolve(&reference).await.map_err(|error| {
-        let code = match &error {
-            ResolveError::OtherRegistry(..) | ResolveError::NotFound(_) => StreamErrorCode::NotFound,
-            ResolveError::NotWasm(..) => StreamErrorCode::Unusable,
-            ResolveError::Blob(_) | ResolveError::Io(_) => StreamErrorCode::Internal,
-        };
-        Failure(code, with_sources(&error))
-    })?;
+    let resolved = artifacts.resolve(&reference).await.map_err(unresolved)?;
     let compiled = artifacts.compiled(&resolved.layer, profile).await.map_err(|error| {
         let code = match &error {
             CompileError::Profile(_) => StreamErrorCode::Invalid,
@@ -142,11 +200,21 @@ async fn send(
     let len = head.write(&mut out).map_err(|error| Sending::Failed(io::Error::other(error)))?;
     out.truncate(len);
     writer.write(out.into()).await?;
-    let mut file = std::fs::File::open(&compiled.path).map_err(Sending::Failed)?;
-    let mut at = offset.min(compiled.len_bytes);
+    let file = std::fs::File::open(&compiled.path).map_err(Sending::Failed)?;
+    send_file(file, compiled.len_bytes, offset, writer).await
+}
+
+/// Writes a file of this length from an offset on.
+async fn send_file(
+    mut file: std::fs::File,
+    len: u64,
+    offset: u64,
+    writer: &StreamWriter,
+) -> Result<(), Sending> {
+    let mut at = offset.min(len);
     file.seek(SeekFrom::Start(at)).map_err(Sending::Failed)?;
-    while at < compiled.len_bytes {
-        let want = usize::try_from(compiled.len_bytes - at).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+    while at < len {
+        let want = usize::try_from(len - at).unwrap_or(usize::MAX).min(CHUNK_BYTES);
         let read = tokio::task::spawn_blocking(move || {
             let mut chunk = vec![0; want];
             file.read_exact(&mut chunk).map(|()| (chunk, file))

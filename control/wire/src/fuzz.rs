@@ -14,7 +14,7 @@ use crate::frame::{self, Header};
 use crate::join::{JOIN_BYTES_MAX, JoinReply, JoinRequest, Joiner, Refusal, Token};
 use crate::keys::NodeKey;
 use crate::session::{AgentConfig, Config, GatewayConfig, Growable, Limits, Session, Timing};
-use crate::stream::{ArtifactHead, StreamError, StreamErrorCode, StreamRequest};
+use crate::stream::{ArtifactHead, ImageHead, StreamError, StreamErrorCode, StreamRequest};
 use crate::topic::Topic;
 
 const KEY: [u8; 32] = [7; 32];
@@ -234,9 +234,19 @@ fn stream_messages_are_stable() {
     let mut written = vec![0; 2048];
     let len = head.write(&mut written).unwrap();
     written.truncate(len);
-    let examples = [("artifact", encoded(&artifact)), ("logs", encoded(&logs)), ("head", written)];
+    let image = StreamRequest::Image { image: "web:v1", platform: "linux/arm64" };
+    let blob = StreamRequest::Blob { sha256: [5; 32], offset: 7 };
+    let image_head = ImageHead { manifest: [6; 32], len: 700 };
     let renew = StreamRequest::Renew { request: Blob(b"a renewal") };
-    let examples = examples.into_iter().chain([("renew", encoded(&renew))]);
+    let examples = [
+        ("artifact", encoded(&artifact)),
+        ("logs", encoded(&logs)),
+        ("head", written),
+        ("image", encoded(&image)),
+        ("blob", encoded(&blob)),
+        ("image-head", encoded(&image_head)),
+        ("renew", encoded(&renew)),
+    ];
     fuzz("stream").examples(examples).run(|bytes| {
         let head = ArtifactHead::read(bytes);
         if let Ok(Some((head, len))) = &head {
@@ -246,7 +256,7 @@ fn stream_messages_are_stable() {
             assert_eq!(ArtifactHead::read(&out), Ok(Some((*head, len))));
             let _ = head.statement(core::str::from_utf8(&bytes[..bytes.len().min(300)]).unwrap_or_default());
         }
-        matches!(head, Ok(Some(_))) | stable!(bytes, StreamRequest<'_>)
+        matches!(head, Ok(Some(_))) | stable!(bytes, StreamRequest<'_>) | stable!(bytes, ImageHead)
     });
 }
 

@@ -35,6 +35,23 @@ pub enum StreamRequest<'a> {
         /// How many bytes the agent has already, from a transfer that broke off.
         offset: u64,
     },
+    /// Agent: which manifest an image of an OCI container has for a platform. The answer is an [`ImageHead`] and nothing
+    /// else.
+    Image {
+        /// The image reference, as the pod has it.
+        #[serde(borrow)]
+        image: &'a str,
+        /// The platform, such as `linux/arm64`.
+        #[serde(borrow)]
+        platform: &'a str,
+    },
+    /// Agent: content by its digest: a manifest, and what it names. The answer is its bytes from `offset` on.
+    Blob {
+        /// The SHA-256 of the whole.
+        sha256: [u8; 32],
+        /// How many bytes the agent has already, from a transfer that broke off.
+        offset: u64,
+    },
     /// Gateway: the logs of a container, as lines.
     Logs {
         /// The pod's namespace.
@@ -128,6 +145,27 @@ impl<'a> ArtifactHead<'a> {
     }
 }
 
+/// Where the reference of an OCI container's image leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageHead {
+    /// SHA-256 of the manifest: the image's identity.
+    pub manifest: [u8; 32],
+    /// The manifest's length.
+    pub len: u64,
+}
+
+impl ImageHead {
+    /// Writes the head and returns its length.
+    pub fn write(&self, out: &mut [u8]) -> Result<usize, CodecError> {
+        codec::encode(self, out)
+    }
+
+    /// Reads a whole head.
+    pub fn read(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode(bytes)
+    }
+}
+
 /// See [`ArtifactHead::statement`].
 pub fn statement(
     component: &[u8; 32],
@@ -160,6 +198,8 @@ pub enum StreamErrorCode {
     NotFound,
     /// The artifact exists, and is no component that can be compiled.
     Unusable,
+    /// The reference leads to the image of an OCI container, not to a component.
+    Image,
     /// It may work later.
     Unavailable,
     /// Something broke on the side that answers.
@@ -167,8 +207,8 @@ pub enum StreamErrorCode {
 }
 
 impl StreamErrorCode {
-    const ALL: [StreamErrorCode; 5] =
-        [Self::Invalid, Self::NotFound, Self::Unusable, Self::Unavailable, Self::Internal];
+    const ALL: [StreamErrorCode; 6] =
+        [Self::Invalid, Self::NotFound, Self::Unusable, Self::Image, Self::Unavailable, Self::Internal];
 
     /// The code's name.
     pub fn name(self) -> &'static str {
@@ -176,6 +216,7 @@ impl StreamErrorCode {
             Self::Invalid => "Invalid",
             Self::NotFound => "NotFound",
             Self::Unusable => "Unusable",
+            Self::Image => "Image",
             Self::Unavailable => "Unavailable",
             Self::Internal => "Internal",
         }
@@ -220,6 +261,12 @@ mod tests {
         let mut out = [0; REQUEST_BYTES_MAX];
         let len = request.write(&mut out).unwrap();
         assert_eq!(StreamRequest::read(&out[..len]), Ok(request));
+        let blob = StreamRequest::Blob { sha256: [200; 32], offset: 7 };
+        let len = blob.write(&mut out).unwrap();
+        assert_eq!(StreamRequest::read(&out[..len]), Ok(blob));
+        let image = ImageHead { manifest: [9; 32], len: 1 };
+        let len = image.write(&mut out).unwrap();
+        assert_eq!(ImageHead::read(&out[..len]), Ok(image));
         let head = ArtifactHead {
             manifest: [1; 32],
             component: [2; 32],

@@ -95,15 +95,16 @@ pub fn config(bytes: &[u8]) -> Result<ImageConfig, ImageError> {
     }
     let whole: Whole =
         serde_json::from_slice(bytes).map_err(|error| ImageError::Config(error.to_string()))?;
-    let node = ("linux", architecture());
-    if (whole.os.as_str(), whole.architecture.as_str()) != node {
-        let name = |os: &str, architecture: &str| format!("{os}/{architecture}");
-        return Err(ImageError::Platform {
-            image: name(&whole.os, &whole.architecture),
-            node: name(node.0, node.1),
-        });
+    let (image, node) = (format!("{}/{}", whole.os, whole.architecture), platform());
+    if image != node {
+        return Err(ImageError::Platform { image, node });
     }
     Ok(whole.config.unwrap_or_default())
+}
+
+/// The platform that images for this node are made for, such as `linux/arm64`.
+pub fn platform() -> String {
+    format!("linux/{}", architecture())
 }
 
 /// This machine's architecture, by the name that images have for it.
