@@ -179,6 +179,6 @@ mod tests {
         let mut out = [0; REQUEST_BYTES_MAX];
         let request = StreamRequest::Artifact { image: "i", profile: "p", offset: 0 };
         let len = request.write(&mut out).expect("fits");
-        assert_eq!(read(&out[..len]).expect_err("is refused").1, "a node serves no artifacts");
+        assert_eq!(read(&out[..len]).expect_err("is refused").1, "nodes serve logs");
     }
 }
