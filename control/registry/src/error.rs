@@ -17,7 +17,9 @@ pub(crate) fn from_commit(error: &CommitError) -> Status {
         }
         // Kubernetes' word for a request that may have happened.
         CommitError::Unknown | CommitError::Stalled(_) => Status::new(504, "Timeout", error.to_string()),
-        CommitError::Conflict { .. } | CommitError::Repeated { .. } => Status::internal(error),
+        CommitError::Conflict { .. } | CommitError::Repeated { .. } | CommitError::Membership(_) => {
+            Status::internal(error)
+        }
     }
 }
 

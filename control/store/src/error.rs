@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::disk::DiskError;
 use crate::{Rejection, Revision, Term};
 
@@ -69,7 +71,7 @@ impl OpenError {
 }
 
 /// A transaction that happened. Durable on a majority of the members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Committed {
     /// The revision of everything that it put or deleted; if it changed nothing, the revision it was decided at.
     pub revision: Revision,
@@ -87,7 +89,7 @@ pub enum ErrorKind {
 }
 
 /// Why a transaction is not known to have happened.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum CommitError {
     /// A precondition does not hold. Nothing happened.
     #[error("operation {index}: its precondition does not hold")]
@@ -117,6 +119,9 @@ pub enum CommitError {
         /// Its operations.
         ops: usize,
     },
+    /// The members can't be changed like that. Nothing happened.
+    #[error("{0}")]
+    Membership(String),
     /// This member does not lead. Nothing happened.
     #[error("this member does not lead")]
     NotLeader {
@@ -143,9 +148,11 @@ impl CommitError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Conflict { .. } | Self::Fenced { .. } | Self::Repeated { .. } | Self::TooLarge { .. } => {
-                ErrorKind::Rejected
-            }
+            Self::Conflict { .. }
+            | Self::Fenced { .. }
+            | Self::Repeated { .. }
+            | Self::TooLarge { .. }
+            | Self::Membership(_) => ErrorKind::Rejected,
             Self::NotLeader { .. } | Self::Unknown | Self::Stalled(_) | Self::Unavailable(_) => {
                 ErrorKind::Retryable
             }

@@ -69,14 +69,14 @@ impl Position {
     }
 }
 
-fn put_optional(out: &mut Vec<u8>, id: Option<&LogId>) {
+pub(crate) fn put_optional(out: &mut Vec<u8>, id: Option<&LogId>) {
     out.push(u8::from(id.is_some()));
     if let Some(id) = id {
         put_log_id(out, id);
     }
 }
 
-fn read_optional(reader: &mut Reader<'_>) -> Result<Option<LogId>, DecodeError> {
+pub(crate) fn read_optional(reader: &mut Reader<'_>) -> Result<Option<LogId>, DecodeError> {
     match reader.u8()? {
         0 => Ok(None),
         1 => read_log_id(reader).map(Some),

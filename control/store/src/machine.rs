@@ -15,15 +15,13 @@ use crate::file::{Position, StateFile};
 use crate::flush::Flusher;
 use crate::health::Health;
 use crate::hub::Hub;
-use crate::snapshot::SnapshotData;
+use crate::snapshot::{Snapshot, SnapshotData};
 use crate::state::State;
 use crate::types::{Entry, LogId, Payload, Reply, SnapshotMeta, StoredMembership, Types};
 use crate::{HistoryBounds, View as _};
 
 /// Entries that are applied under one lock.
 const APPLY_BATCH: usize = 256;
-
-type Snapshot = openraft::Snapshot<crate::types::CommittedLeaderId, u64, openraft::BasicNode, SnapshotData>;
 
 /// Where the state in memory stands in the log.
 #[derive(Clone, Debug, Default)]

@@ -3,31 +3,23 @@
 //! Nothing here assumes one member. What a lone member does for itself is to elect itself at once, and to keep no clock
 //! ticking, since it has nobody to hear from.
 
-use std::collections::BTreeMap;
-use std::future::Future;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{
-    ClientWriteError, LinearizableReadError, RPCError, RaftError, ReplicationClosed, StreamingError,
-    Unreachable,
-};
-use openraft::network::{NetSnapshot, RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
-};
-use openraft::{BasicNode, OptionalSend, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::{BasicNode, ChangeMembers, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::health::{Faults, Health};
 use crate::log::LogStore;
 use crate::machine::Machine;
-use crate::snapshot::SnapshotData;
-use crate::types::{Command, CommittedLeaderId, Reply, Types, Vote};
-use crate::{CommitError, Committed, Leadership, Term, Txn};
+use crate::peers::Peers;
+use crate::types::{Command, Reply, Types};
+use crate::{CommitError, Committed, Leadership, MemberStatus, Role, Term, Txn};
 
 /// Log entries after which the state is brought to rest and the log before it may go.
 const SNAPSHOT_ENTRIES: u64 = 10_000;
@@ -42,28 +34,42 @@ const ELECTION_MS_MIN: u64 = 900;
 const ELECTION_MS_MAX: u64 = 1_800;
 /// How long a lone member may take to lead and to apply its log before opening fails.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a write that the others have not confirmed may take before its outcome is called unknown.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the others may take to confirm that this member leads.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a leader that can't write tries to hand over.
+const YIELD_INTERVAL: Duration = Duration::from_millis(500);
+/// Log entries that a member may lack and become a voter all the same: it has them in a moment.
+const PROMOTE_LAG_MAX: u64 = 1_000;
+
+/// Whom a store that is new begins with.
+pub(crate) enum Origin {
+    /// It becomes a cluster of itself, reached at this address.
+    Alone(String),
+    /// A cluster will take it in.
+    Joins,
+}
 
 /// Raft, running.
 pub(crate) struct Replica {
     raft: Raft<Types, Machine>,
-    leading: JoinHandle<()>,
+    leading: [JoinHandle<()>; 2],
     /// Bytes proposed since the log was last made shorter for their sake.
     logged: AtomicUsize,
 }
 
 impl Replica {
-    /// Starts raft. A store that is new becomes a cluster of itself.
-    pub(crate) async fn start<N>(
+    /// Starts raft.
+    pub(crate) async fn start(
         id: u64,
-        network: N,
+        origin: Origin,
+        peers: Peers,
         log: LogStore,
         machine: Machine,
+        health: &Health,
         leadership: watch::Sender<Leadership>,
-    ) -> Result<Self, String>
-    where
-        N: RaftNetworkFactory<Types>,
-        N::Network: NetSnapshot<Types, SnapshotData = SnapshotData>,
-    {
+    ) -> Result<Self, String> {
         let config = openraft::Config {
             cluster_name: "lichen".into(),
             heartbeat_interval: HEARTBEAT_MS,
@@ -80,21 +86,30 @@ impl Replica {
             ..openraft::Config::default()
         };
         let config = Arc::new(config.validate().map_err(|error| error.to_string())?);
-        let raft = Raft::new(id, config, network, log, machine).await.map_err(|error| error.to_string())?;
-        let leading = tokio::spawn(lead(raft.clone(), leadership.clone()));
+        let raft = Raft::new(id, config, peers, log, machine).await.map_err(|error| error.to_string())?;
+        let leading = [
+            tokio::spawn(lead(raft.clone(), leadership.clone())),
+            tokio::spawn(yield_lead(raft.clone(), health.faults())),
+        ];
         let replica = Self { raft, leading, logged: AtomicUsize::new(0) };
         let raft = &replica.raft;
         let known = |state: &openraft::RaftState<Types>| -> Vec<u64> {
             state.membership_state.effective().nodes().map(|(member, _)| *member).collect()
         };
         let members = raft.with_raft_state(known).await.map_err(|error| error.to_string())?;
-        if members.is_empty() {
-            let alone = BTreeMap::from([(id, BasicNode::default())]);
-            raft.initialize(alone).await.map_err(|error| error.to_string())?;
-        } else if members == [id] {
-            raft.trigger().elect(false).await.map_err(|error| error.to_string())?;
-        }
-        if members.is_empty() || members == [id] {
+        let alone = match origin {
+            Origin::Alone(address) if members.is_empty() => {
+                let alone = BTreeMap::from([(id, BasicNode::new(address))]);
+                raft.initialize(alone).await.map_err(|error| error.to_string())?;
+                true
+            }
+            _ if members == [id] => {
+                raft.trigger().elect(false).await.map_err(|error| error.to_string())?;
+                true
+            }
+            _ => false,
+        };
+        if alone {
             let mut leads = leadership.subscribe();
             let leads = leads.wait_for(|leadership| leadership.leader);
             match tokio::time::timeout(START_TIMEOUT, leads).await {
@@ -105,31 +120,153 @@ impl Replica {
         Ok(replica)
     }
 
-    pub(crate) async fn propose(&self, txn: Txn) -> Result<Committed, CommitError> {
+    pub(crate) fn raft(&self) -> &Raft<Types, Machine> {
+        &self.raft
+    }
+
+    /// Proposes a transaction; tells its place in the log, too.
+    pub(crate) async fn propose(&self, txn: Arc<Txn>) -> Result<(Committed, u64), CommitError> {
         let size = txn.size();
         if self.logged.fetch_add(size, Ordering::Relaxed) + size >= SNAPSHOT_BYTES {
             self.logged.store(0, Ordering::Relaxed);
             // Fails only when raft has ended, which the proposal will tell.
             let _ = self.raft.trigger().snapshot().await;
         }
-        match self.raft.client_write(Command(Arc::new(txn))).await {
+        let write = self.raft.client_write(Command(txn));
+        // A lone member waits for nobody but its disk.
+        let written = if self.has_peers() {
+            tokio::time::timeout(WRITE_TIMEOUT, write).await.map_err(|_| CommitError::Unknown)?
+        } else {
+            write.await
+        };
+        match written {
             Ok(response) => match response.data {
-                Reply::Applied(revision) => Ok(Committed { revision }),
+                Reply::Applied(revision) => Ok((Committed { revision }, response.log_id.index)),
                 Reply::Rejected(rejection) => Err(rejection.into()),
                 Reply::Nothing => Err(CommitError::Closed("raft answered for another entry".into())),
             },
-            // Raft says the same whether it never took the entry or took it and then lost the lead.
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(CommitError::Unknown),
-            Err(error) => Err(CommitError::Closed(error.to_string())),
+            Err(error) => Err(refusal(error)),
         }
     }
 
-    pub(crate) fn leader(&self) -> Option<u64> {
-        self.raft.server_metrics().borrow_watched().current_leader
+    /// The member that leads, as far as this one knows, and its address.
+    pub(crate) fn leader(&self) -> Option<(u64, String)> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        let node = metrics.membership_config.membership().get_node(&leader)?;
+        Some((leader, node.addr.clone()))
     }
 
+    pub(crate) fn has_peers(&self) -> bool {
+        has_peers(&self.raft)
+    }
+
+    pub(crate) fn is_member(&self, id: u64) -> bool {
+        let metrics = self.raft.server_metrics();
+        metrics.borrow_watched().membership_config.membership().get_node(&id).is_some()
+    }
+
+    /// The entry that has to be applied before a read, if this member leads.
+    pub(crate) async fn read_index(&self) -> Result<u64, CommitError> {
+        read_index(&self.raft).await
+    }
+
+    /// The same, and waits until it is, if this member leads.
     pub(crate) async fn barrier(&self) -> Result<(), CommitError> {
         barrier(&self.raft).await
+    }
+
+    /// Waits until an entry is applied here.
+    pub(crate) async fn applied(&self, index: u64, timeout: Duration) -> Result<(), ()> {
+        applied(&self.raft, index, timeout).await
+    }
+
+    /// The members of the cluster.
+    pub(crate) fn members(&self) -> Vec<MemberStatus> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        let status = |(id, node): (&u64, &BasicNode)| {
+            let role = match voters.contains(id) {
+                true if metrics.current_leader == Some(*id) => Role::Leader,
+                true => Role::Voter,
+                false => Role::Learner,
+            };
+            MemberStatus { id: *id, address: node.addr.clone(), role }
+        };
+        metrics.membership_config.nodes().map(status).collect()
+    }
+
+    /// Takes in a member that only receives.
+    pub(crate) async fn add_learner(&self, id: u64, address: &str) -> Result<(), CommitError> {
+        let known = self.members().into_iter().find(|member| member.id == id || member.address == address);
+        if let Some(known) = known {
+            let MemberStatus { id, address, .. } = known;
+            return Err(CommitError::Membership(format!("member {id:016x} at {address} is there already")));
+        }
+        self.change(self.raft.add_learner(id, BasicNode::new(address), false)).await
+    }
+
+    /// Lets a member vote that has what the leader has.
+    pub(crate) async fn promote(&self, id: u64) -> Result<(), CommitError> {
+        self.known(id)?;
+        let lag = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let reached =
+                metrics.replication.as_ref().and_then(|reached| reached.get(&id).copied().flatten());
+            let last = metrics.last_log_index.unwrap_or_default();
+            reached.map(|reached| last.saturating_sub(reached.index))
+        };
+        let leads = self.raft.is_leader();
+        if leads && lag.is_none_or(|lag| lag > PROMOTE_LAG_MAX) {
+            return Err(CommitError::Membership(format!(
+                "member {id:016x} has not caught up yet: try again when it has"
+            )));
+        }
+        let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        self.change(self.raft.change_membership(change, true)).await
+    }
+
+    /// Removes a member for good.
+    pub(crate) async fn remove(&self, id: u64) -> Result<(), CommitError> {
+        let member = self.known(id)?;
+        let ids = BTreeSet::from([id]);
+        let voters = self.members().iter().filter(|member| member.role != Role::Learner).count();
+        match member.role {
+            Role::Leader | Role::Voter if voters == 1 => {
+                Err(CommitError::Membership("the last voter can't be removed".into()))
+            }
+            Role::Leader | Role::Voter => {
+                self.change(self.raft.change_membership(ChangeMembers::RemoveVoters(ids), false)).await
+            }
+            Role::Learner => {
+                self.change(self.raft.change_membership(ChangeMembers::RemoveNodes(ids), false)).await
+            }
+        }
+    }
+
+    /// Lets another member lead.
+    pub(crate) async fn transfer_leader(&self, id: u64) -> Result<(), CommitError> {
+        if self.known(id)?.role == Role::Learner {
+            return Err(CommitError::Membership(format!("member {id:016x} does not vote: promote it first")));
+        }
+        let trigger = self.raft.trigger();
+        trigger.transfer_leader(id).await.map_err(|error| CommitError::Closed(error.to_string()))
+    }
+
+    fn known(&self, id: u64) -> Result<MemberStatus, CommitError> {
+        let unknown = || CommitError::Membership(format!("there is no member {id:016x}"));
+        self.members().into_iter().find(|member| member.id == id).ok_or_else(unknown)
+    }
+
+    async fn change<T>(
+        &self,
+        change: impl Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
+    ) -> Result<(), CommitError> {
+        let changed = tokio::time::timeout(WRITE_TIMEOUT, change).await.map_err(|_| CommitError::Unknown)?;
+        changed.map(drop).map_err(refusal)
     }
 
     /// Brings the state to rest and drops the log before it.
@@ -152,7 +289,7 @@ impl Replica {
 
     /// Stops everything that was started here.
     pub(crate) async fn stop(&self) {
-        self.leading.abort();
+        self.leading.iter().for_each(JoinHandle::abort);
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(%error, "raft ended badly");
         }
@@ -161,7 +298,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        self.leading.abort();
+        self.leading.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -172,14 +309,77 @@ fn has_peers(raft: &Raft<Types, Machine>) -> bool {
     metrics.membership_config.nodes().any(|(member, _)| *member != metrics.id)
 }
 
-async fn barrier(raft: &Raft<Types, Machine>) -> Result<(), CommitError> {
-    match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
-        Ok(_) => Ok(()),
-        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-            Err(CommitError::NotLeader { leader: forward.leader_id })
+fn refusal(error: RaftError<Types, ClientWriteError<Types>>) -> CommitError {
+    match error {
+        // Raft did not take the entry.
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            CommitError::NotLeader { leader: forward.leader_id }
         }
-        Err(RaftError::APIError(error)) => Err(CommitError::Unavailable(error.to_string())),
-        Err(RaftError::Fatal(error)) => Err(CommitError::Closed(error.to_string())),
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => CommitError::Unknown,
+        RaftError::APIError(error) => CommitError::Membership(error.to_string()),
+        RaftError::Fatal(error) => CommitError::Closed(error.to_string()),
+    }
+}
+
+async fn read_index(raft: &Raft<Types, Machine>) -> Result<u64, CommitError> {
+    let (id, _) = confirmed(raft, raft.get_read_log_id(ReadPolicy::ReadIndex)).await?;
+    Ok(id.index())
+}
+
+/// What raft says once the others have confirmed that this member leads.
+async fn confirmed<T>(
+    raft: &Raft<Types, Machine>,
+    ask: impl Future<Output = Result<T, RaftError<Types, LinearizableReadError<Types>>>>,
+) -> Result<T, CommitError> {
+    let unconfirmed = || CommitError::Unavailable("the other members do not confirm who leads".into());
+    let said = if has_peers(raft) {
+        tokio::time::timeout(READ_TIMEOUT, ask).await.map_err(|_| unconfirmed())?
+    } else {
+        ask.await
+    };
+    said.map_err(|error| match error {
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+            CommitError::NotLeader { leader: forward.leader_id }
+        }
+        RaftError::APIError(error) => CommitError::Unavailable(error.to_string()),
+        RaftError::Fatal(error) => CommitError::Closed(error.to_string()),
+    })
+}
+
+async fn applied(raft: &Raft<Types, Machine>, index: u64, timeout: Duration) -> Result<(), ()> {
+    if raft.data_metrics().borrow_watched().last_applied.is_some_and(|applied| applied.index >= index) {
+        return Ok(());
+    }
+    let applied = raft.wait(Some(timeout)).applied_index_at_least(Some(index), "a read").await;
+    applied.map(drop).map_err(drop)
+}
+
+/// Waits until this member, which leads, has applied all that was acknowledged before.
+async fn barrier(raft: &Raft<Types, Machine>) -> Result<(), CommitError> {
+    confirmed(raft, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await.map(drop)
+}
+
+/// Hands the lead over when this member can't write its log: the others would wait for it, and clients with them.
+async fn yield_lead(raft: Raft<Types, Machine>, mut faults: watch::Receiver<Faults>) {
+    while faults.wait_for(|faults| faults.log.is_some()).await.is_ok() {
+        let best = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+            let reached = metrics.replication.iter().flatten();
+            let others = reached.filter(|(id, _)| **id != metrics.id && voters.contains(id));
+            others.max_by_key(|(_, reached)| **reached).map(|(id, _)| *id)
+        };
+        if let Some(best) = best {
+            tracing::warn!(
+                to = format!("{best:016x}"),
+                "handing over the lead: the log can't be written here"
+            );
+            if raft.trigger().transfer_leader(best).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(YIELD_INTERVAL).await;
     }
 }
 
@@ -226,52 +426,4 @@ fn publish(leadership: &watch::Sender<Leadership>, new: Leadership) {
         *current = new;
         changed
     });
-}
-
-/// The network of a member that knows no other.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NoPeers;
-
-impl RaftNetworkFactory<Types> for NoPeers {
-    type Network = Self;
-
-    async fn new_client(&mut self, _target: u64, _node: &BasicNode) -> Self::Network {
-        *self
-    }
-}
-
-fn unreachable() -> Unreachable<Types> {
-    Unreachable::new(&io::Error::other("this member knows no other"))
-}
-
-type Snapshot = openraft::Snapshot<CommittedLeaderId, u64, BasicNode, SnapshotData>;
-
-impl RaftNetworkV2<Types> for NoPeers {
-    type SnapshotData = SnapshotData;
-
-    async fn append_entries(
-        &mut self,
-        _rpc: AppendEntriesRequest<Types>,
-        _option: RPCOption,
-    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        Err(RPCError::Unreachable(unreachable()))
-    }
-
-    async fn vote(
-        &mut self,
-        _rpc: VoteRequest<Types>,
-        _option: RPCOption,
-    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        Err(RPCError::Unreachable(unreachable()))
-    }
-
-    async fn full_snapshot(
-        &mut self,
-        _vote: Vote,
-        _snapshot: Snapshot,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        _option: RPCOption,
-    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        Err(StreamingError::Unreachable(unreachable()))
-    }
 }

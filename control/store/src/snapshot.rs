@@ -12,6 +12,7 @@ use redb::ReadTransaction;
 use crate::codec::{self, DecodeError, Reader, put_bytes, put_u32};
 use crate::disk::ReadError;
 use crate::file::{Image, Position, StateFile, each_change, each_record};
+use crate::types::CommittedLeaderId;
 use crate::{Change, Key, Record};
 
 const PIECE_VERSION: u8 = 1;
@@ -22,6 +23,8 @@ const BEGIN: u8 = 0;
 const RECORD: u8 = 1;
 const CHANGE: u8 = 2;
 const END: u8 = 3;
+
+pub(crate) type Snapshot = openraft::Snapshot<CommittedLeaderId, u64, openraft::BasicNode, SnapshotData>;
 
 /// A state as raft hands it around.
 pub(crate) enum SnapshotData {
@@ -41,7 +44,6 @@ impl SnapshotData {
     }
 
     /// Writes the stream. Blocks.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the network between members is not there yet"))]
     pub(crate) fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
         let mut pieces = 0u64;
         let mut piece = |kind: u8, body: &[u8]| {
@@ -79,7 +81,6 @@ impl SnapshotData {
     }
 
     /// Reads the stream, which may hold anything. Blocks.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the network between members is not there yet"))]
     pub(crate) fn read_from(input: &mut impl Read) -> io::Result<Self> {
         let invalid = |error: DecodeError| io::Error::new(io::ErrorKind::InvalidData, error);
         let malformed = |what| invalid(DecodeError::Malformed(what));

@@ -2,32 +2,30 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
-use tokio::sync::{Semaphore, watch};
+use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::check::contradictions;
 use crate::disk::{DirLock, DiskError};
 use crate::file::StateFile;
 use crate::flush::Flusher;
-use crate::health::{Faults, Health};
+use crate::health::Health;
 use crate::hub::Hub;
 use crate::log::LogStore;
 use crate::machine::Machine;
+use crate::member::{Member, Running, log_fault};
 use crate::ordered::{Alone, Applier, Order};
-use crate::raft::{NoPeers, Replica};
+use crate::peers::Peers;
+use crate::raft::{Origin, Replica};
 use crate::state::State;
 use crate::storage::Counters;
 use crate::{
-    CommitError, Committed, Compacted, HistoryBounds, Key, OpenError, Page, RangeError, RangeOptions, Record,
-    Revision, TXN_BYTES_MAX, TXN_OPS_MAX, Term, Txn, View, Watch,
+    CommitError, Committed, Compacted, HistoryBounds, Key, MemberStatus, Network, OpenError, Page,
+    RangeError, RangeOptions, Record, Revision, TXN_BYTES_MAX, TXN_OPS_MAX, Term, Txn, View, Watch,
 };
-
-/// KiB of transactions that may be under way at once; more wait.
-const PROPOSALS_KIB_MAX: usize = 64 * 1024;
-/// Bytes that may wait for a state file that can't be written before nothing more is committed.
-const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -71,67 +69,6 @@ enum Backend {
     Raft(Box<Member>),
 }
 
-/// A member with its files and the threads that own them.
-struct Member {
-    replica: Replica,
-    log: LogStore,
-    machine: Machine,
-    health: Arc<Health>,
-    /// Bytes of transactions that may be under way, in KiB.
-    proposals: Semaphore,
-    running: Mutex<Option<Running>>,
-}
-
-impl Drop for Member {
-    /// For a store that goes away without a shutdown: the log's writer ends with the last who appends to it, but the
-    /// other thread has to be told.
-    fn drop(&mut self) {
-        self.health.end();
-        self.machine.flusher().stop();
-    }
-}
-
-impl Member {
-    fn counters(&self) -> [&Counters; 2] {
-        [self.log.disk().counters(), self.machine.file().disk().counters()]
-    }
-
-    /// Proposes a transaction, unless it would have to wait for a disk that fails.
-    async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
-        let mut faults = self.health.faults();
-        {
-            let faults = faults.borrow_and_update();
-            let full = self.machine.flusher().backlog() > BACKLOG_BYTES_MAX;
-            if let Some(fault) = faults.log.as_ref().or(faults.state.as_ref().filter(|_| full)) {
-                return Err(CommitError::Unavailable(fault.clone()));
-            }
-        }
-        // TXN_BYTES_MAX in KiB fits.
-        let permits = u32::try_from(txn.size() / 1024 + 1).unwrap_or(u32::MAX);
-        let _permits = self.proposals.acquire_many(permits).await.map_err(|_| closed())?;
-        tokio::select! {
-            biased;
-            outcome = self.replica.propose(txn) => outcome,
-            fault = log_fault(&mut faults) => Err(CommitError::Stalled(fault)),
-        }
-    }
-}
-
-/// Waits until the log can't be written, and tells why.
-async fn log_fault(faults: &mut watch::Receiver<Faults>) -> String {
-    if let Ok(faults) = faults.wait_for(|faults| faults.log.is_some()).await {
-        return faults.log.clone().unwrap_or_default();
-    }
-    // Nobody is left who could find a fault.
-    std::future::pending().await
-}
-
-/// What ends with the store.
-struct Running {
-    threads: [JoinHandle<()>; 2],
-    _lock: DirLock,
-}
-
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("revision", &self.revision()).finish_non_exhaustive()
@@ -142,11 +79,26 @@ impl Store {
     /// Opens the store in a directory, or makes one there. A lone member leads when this returns.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let dir = config.dir.clone();
-        Self::open_files(&dir, move || Files::open(&config)).await
+        Self::open_files(&dir, Origin::Alone(String::new()), None, move || Files::open(&config)).await
+    }
+
+    /// Opens the store of a member that others know. One that is new becomes a cluster of itself, or waits for the one
+    /// that it `joins`.
+    pub async fn open_member(
+        config: Config,
+        address: &str,
+        joins: bool,
+        network: Arc<dyn Network>,
+    ) -> Result<Self, OpenError> {
+        let dir = config.dir.clone();
+        let origin = if joins { Origin::Joins } else { Origin::Alone(address.to_owned()) };
+        Self::open_files(&dir, origin, Some(network), move || Files::open(&config)).await
     }
 
     async fn open_files(
         dir: &Path,
+        origin: Origin,
+        network: Option<Arc<dyn Network>>,
         open: impl FnOnce() -> Result<Files, DiskError> + Send + 'static,
     ) -> Result<Self, OpenError> {
         let start = |detail: String| OpenError::Start { dir: dir.to_owned(), detail };
@@ -155,11 +107,12 @@ impl Store {
             files.map_err(|error| OpenError::disk(dir, error))?;
         let leadership = watch::Sender::new(Leadership::default());
         let id = log.member_id();
+        let peers = Peers::new(id, network);
         let mut faults = health.faults();
         let replica = tokio::select! {
-            replica = Replica::start(id, NoPeers, log.clone(), machine.clone(), leadership.clone()) => {
-                replica.map_err(start)
-            }
+            replica = Replica::start(
+                id, origin, peers.clone(), log.clone(), machine.clone(), &health, leadership.clone(),
+            ) => replica.map_err(start),
             detail = log_fault(&mut faults) => Err(OpenError::Disk { detail }),
         };
         let running = Running { threads: [writer, flusher], _lock: lock };
@@ -171,14 +124,7 @@ impl Store {
                 return Err(error);
             }
         };
-        let member = Member {
-            replica,
-            log,
-            machine,
-            health,
-            proposals: Semaphore::new(PROPOSALS_KIB_MAX),
-            running: Mutex::new(Some(running)),
-        };
+        let member = Member::new(replica, log, machine, health, running, leadership.subscribe(), peers);
         Ok(Self { inner: Arc::new(Inner { hub, leadership, backend: Backend::Raft(Box::new(member)) }) })
     }
 
@@ -198,7 +144,7 @@ impl Store {
                 StateFile::on_storage(state, id)
             })
         };
-        Self::open_files(dir, open).await
+        Self::open_files(dir, Origin::Alone(String::new()), None, open).await
     }
 
     /// A store that lives in memory alone, leads by itself and forgets everything at its end: for tests of what is
@@ -247,12 +193,7 @@ impl Store {
         }
         match &self.inner.backend {
             Backend::Ordered(order) => order.propose(txn).await,
-            Backend::Raft(member) => {
-                if !self.inner.leadership.borrow().leader {
-                    return Err(CommitError::NotLeader { leader: member.replica.leader() });
-                }
-                member.commit(txn).await
-            }
+            Backend::Raft(member) => member.commit(txn).await,
         }
     }
 
@@ -263,7 +204,7 @@ impl Store {
         }
         match &self.inner.backend {
             Backend::Ordered(order) => order.barrier().await,
-            Backend::Raft(member) => member.replica.barrier().await,
+            Backend::Raft(member) => member.barrier().await,
         }
     }
 
@@ -276,6 +217,52 @@ impl Store {
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.subscribe()
+    }
+
+    /// This member's id, for the others to know it by. `None` for a store without members.
+    #[must_use]
+    pub fn member_id(&self) -> Option<u64> {
+        self.member().ok().map(|member| member.log.member_id())
+    }
+
+    /// Answers what another member asked: see [`Network`].
+    pub async fn serve(&self, request: Bytes) -> Bytes {
+        match &self.inner.backend {
+            Backend::Ordered(_) => Bytes::new(),
+            Backend::Raft(member) => member.serve(&request).await,
+        }
+    }
+
+    /// The members of the cluster.
+    pub fn members(&self) -> Result<Vec<MemberStatus>, CommitError> {
+        Ok(self.member()?.replica.members())
+    }
+
+    /// Takes in a new member, which only receives until it is promoted. For the leader to do, as all that follow.
+    pub async fn add_learner(&self, id: u64, address: &str) -> Result<(), CommitError> {
+        self.member()?.replica.add_learner(id, address).await
+    }
+
+    /// Lets a member vote, once it has what the leader has.
+    pub async fn promote(&self, id: u64) -> Result<(), CommitError> {
+        self.member()?.replica.promote(id).await
+    }
+
+    /// Removes a member for good: it can't come back under its id.
+    pub async fn remove_member(&self, id: u64) -> Result<(), CommitError> {
+        self.member()?.replica.remove(id).await
+    }
+
+    /// Asks another member to lead. It does a moment later, or not at all if it does not answer.
+    pub async fn transfer_leader(&self, id: u64) -> Result<(), CommitError> {
+        self.member()?.replica.transfer_leader(id).await
+    }
+
+    fn member(&self) -> Result<&Member, CommitError> {
+        match &self.inner.backend {
+            Backend::Ordered(_) => Err(CommitError::Membership("this store has no members".into())),
+            Backend::Raft(member) => Ok(member),
+        }
     }
 
     /// How many times the store has synced its files. An idle store never does.
@@ -335,7 +322,7 @@ impl Store {
         self.inner.hub.close();
         self.inner.leadership.send_modify(|leadership| leadership.leader = false);
         let Backend::Raft(member) = &self.inner.backend else { return };
-        member.proposals.close();
+        member.close();
         let running = member.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(running) = running else { return };
         // What the disk does not take now it will not take.

@@ -1,11 +1,14 @@
 //! Tests of the store as a whole. What every implementation owes is in `conformance`.
 
+mod cluster;
 mod codec;
 mod conformance;
 mod disk;
 mod durability;
 mod faults;
 mod fuzz;
+mod linear;
+mod net;
 mod raft;
 mod recovery;
 

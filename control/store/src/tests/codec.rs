@@ -169,6 +169,8 @@ proptest! {
         let _ = Txn::decode(&bytes);
         let _ = decode_entry(&bytes);
         let _ = crate::file::Position::decode(&bytes);
+        let _ = crate::messages::Envelope::decode(&bytes);
+        let _ = crate::messages::decode_reply::<u64>(&bytes);
         // Behind a valid seal, too, where the checksum no longer protects.
         let sealed = crate::codec::seal_bytes(&bytes, 1);
         if let Ok(record) = Record::decode(&sealed) {
@@ -176,6 +178,10 @@ proptest! {
         }
         let _ = Change::decode(&sealed);
         let _ = decode_entry(&sealed);
+        let _ = crate::messages::decode_reply::<u64>(&sealed);
+        let mut request = vec![0; 16];
+        request.extend_from_slice(&bytes);
+        let _ = crate::messages::Envelope::decode(&crate::codec::seal_bytes(&request, 1));
         let mut entry = vec![0; 16];
         entry.push(kind);
         entry.extend_from_slice(&bytes);

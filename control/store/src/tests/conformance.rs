@@ -22,6 +22,13 @@ macro_rules! suite {
                 store.shutdown().await;
             })*
         }
+        mod cluster {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $test() {
+                let cluster = crate::tests::net::Cluster::new(3, super::small_history()).await;
+                super::$test(cluster.leader().await.store.clone()).await;
+                cluster.shutdown().await;
+            })*
+        }
     };
 }
 

@@ -1,0 +1,272 @@
+//! A member: raft with its files, whoever leads. It proposes by itself or through the leader, reads after the leader, and
+//! answers the others.
+
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::disk::DirLock;
+use crate::health::{Faults, Health};
+use crate::log::LogStore;
+use crate::machine::Machine;
+use crate::messages::{Envelope, Request, encode_reply};
+use crate::peers::{Incoming, Peers};
+use crate::raft::Replica;
+use crate::snapshot::Snapshot;
+use crate::storage::Counters;
+use crate::{CommitError, Committed, Leadership, Txn};
+
+/// KiB of transactions that may be under way at once; more wait.
+const PROPOSALS_KIB_MAX: usize = 64 * 1024;
+/// Bytes that may wait for a state file that can't be written before nothing more is committed.
+const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long a request may look for a leader, and wait for what it says. Longer than two elections.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a request waits before it looks again who leads, when nothing tells that this has changed.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What a member is to its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It leads.
+    Leader,
+    /// It votes.
+    Voter,
+    /// It only receives.
+    Learner,
+}
+
+/// A member as another one sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its id: never used again once it is removed.
+    pub id: u64,
+    /// Where it is reached.
+    pub address: String,
+    /// What it is.
+    pub role: Role,
+}
+
+/// A member with its files and the threads that own them.
+pub(crate) struct Member {
+    pub(crate) replica: Replica,
+    pub(crate) log: LogStore,
+    pub(crate) machine: Machine,
+    pub(crate) health: Arc<Health>,
+    pub(crate) running: Mutex<Option<Running>>,
+    /// Bytes of transactions that may be under way, in KiB.
+    proposals: Semaphore,
+    leadership: watch::Receiver<Leadership>,
+    peers: Peers,
+    incoming: tokio::sync::Mutex<Option<Incoming>>,
+}
+
+/// What ends with the store.
+pub(crate) struct Running {
+    pub(crate) threads: [JoinHandle<()>; 2],
+    pub(crate) _lock: DirLock,
+}
+
+impl Drop for Member {
+    /// For a store that goes away without a shutdown: the log's writer ends with the last who appends to it, but the
+    /// other thread has to be told.
+    fn drop(&mut self) {
+        self.health.end();
+        self.machine.flusher().stop();
+    }
+}
+
+impl Member {
+    pub(crate) fn new(
+        replica: Replica,
+        log: LogStore,
+        machine: Machine,
+        health: Arc<Health>,
+        running: Running,
+        leadership: watch::Receiver<Leadership>,
+        peers: Peers,
+    ) -> Self {
+        Self {
+            replica,
+            log,
+            machine,
+            health,
+            running: Mutex::new(Some(running)),
+            proposals: Semaphore::new(PROPOSALS_KIB_MAX),
+            leadership,
+            peers,
+            incoming: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn counters(&self) -> [&Counters; 2] {
+        [self.log.disk().counters(), self.machine.file().disk().counters()]
+    }
+
+    /// Lets no more transactions in.
+    pub(crate) fn close(&self) {
+        self.proposals.close();
+    }
+
+    /// Proposes a transaction here if this member leads, else through the one that does, and waits until it is applied
+    /// here.
+    pub(crate) async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
+        let txn = Arc::new(txn);
+        if self.leadership.borrow().leader {
+            match self.propose(txn.clone()).await {
+                // Nothing happened, and somebody else leads.
+                Err(CommitError::NotLeader { .. }) => {}
+                outcome => return outcome.map(|(committed, _)| committed),
+            }
+        }
+        let until = Instant::now() + LEADER_TIMEOUT;
+        loop {
+            let outcome = match self.replica.leader() {
+                Some((id, _)) if id == self.log.member_id() => self.propose(txn.clone()).await,
+                Some((id, address)) => {
+                    let request = Request::Commit(txn.clone());
+                    // Whoever was asked and does not answer may have done it.
+                    let asked = self.peers.ask(id, &address, request, LEADER_TIMEOUT).await;
+                    asked.unwrap_or(Err(CommitError::Unknown))
+                }
+                None => Err(CommitError::NotLeader { leader: None }),
+            };
+            match outcome {
+                Ok((committed, index)) => {
+                    // It happened, however long it takes to arrive here.
+                    let _ = self.replica.applied(index, LEADER_TIMEOUT).await;
+                    return Ok(committed);
+                }
+                Err(error @ CommitError::NotLeader { .. }) => self.look_again(until, error).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until the state here has everything that was acknowledged anywhere before.
+    pub(crate) async fn barrier(&self) -> Result<(), CommitError> {
+        if self.leadership.borrow().leader {
+            match self.replica.barrier().await {
+                Err(CommitError::NotLeader { .. }) => {}
+                outcome => return outcome,
+            }
+        }
+        let until = Instant::now() + LEADER_TIMEOUT;
+        loop {
+            let index = match self.replica.leader() {
+                Some((id, address)) if id != self.log.member_id() => {
+                    let asked = self.peers.ask(id, &address, Request::ReadIndex, LEADER_TIMEOUT).await;
+                    asked.unwrap_or_else(|error| Err(CommitError::Unavailable(error.to_string())))
+                }
+                _ => self.replica.read_index().await,
+            };
+            match index {
+                Ok(index) => {
+                    let late = || CommitError::Unavailable("this member lags behind the leader".into());
+                    return self.replica.applied(index, LEADER_TIMEOUT).await.map_err(|()| late());
+                }
+                Err(error) if error.kind() == crate::ErrorKind::Retryable => {
+                    self.look_again(until, error).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for another leader, or a little; not for ever, and not at all where there can be no other.
+    async fn look_again(&self, until: Instant, error: CommitError) -> Result<(), CommitError> {
+        if Instant::now() >= until || !self.replica.has_peers() || self.proposals.is_closed() {
+            return Err(error);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        Ok(())
+    }
+
+    /// Proposes a transaction here, unless it would have to wait for a disk that fails. Tells its place in the log, too.
+    async fn propose(&self, txn: Arc<Txn>) -> Result<(Committed, u64), CommitError> {
+        let mut faults = self.health.faults();
+        {
+            let faults = faults.borrow_and_update();
+            let full = self.machine.flusher().backlog() > BACKLOG_BYTES_MAX;
+            if let Some(fault) = faults.log.as_ref().or(faults.state.as_ref().filter(|_| full)) {
+                return Err(CommitError::Unavailable(fault.clone()));
+            }
+        }
+        // TXN_BYTES_MAX in KiB fits.
+        let permits = u32::try_from(txn.size() / 1024 + 1).unwrap_or(u32::MAX);
+        let closed = |_| CommitError::Closed("it is shut down".into());
+        let _permits = self.proposals.acquire_many(permits).await.map_err(closed)?;
+        tokio::select! {
+            biased;
+            outcome = self.replica.propose(txn) => outcome,
+            fault = log_fault(&mut faults) => Err(CommitError::Stalled(fault)),
+        }
+    }
+
+    /// Answers another member.
+    pub(crate) async fn serve(&self, request: &[u8]) -> Bytes {
+        let refused = |why: String| encode_reply::<()>(&Err(CommitError::Unavailable(why)));
+        let Envelope { from, to, request } = match Envelope::decode(request) {
+            Ok(envelope) => envelope,
+            Err(error) => return refused(format!("a request that can't be read: {error}")),
+        };
+        let own = self.log.member_id();
+        if to != own {
+            return refused(format!("this is member {own:016x}, not {to:016x}: that one is gone"));
+        }
+        let raft = self.replica.raft();
+        match request {
+            Request::Append(rpc) => encode_reply(&raft.append_entries(rpc).await.map_err(unavailable)),
+            Request::Vote(rpc) => encode_reply(&raft.vote(rpc).await.map_err(unavailable)),
+            Request::PreVote(rpc) => encode_reply(&raft.pre_vote(rpc).await.map_err(unavailable)),
+            Request::Transfer(rpc) => {
+                encode_reply(&raft.handle_transfer_leader(rpc).await.map_err(unavailable))
+            }
+            Request::Commit(_) | Request::ReadIndex if !self.replica.is_member(from) => {
+                refused(format!("member {from:016x} does not belong to the cluster"))
+            }
+            Request::Commit(txn) => encode_reply(&self.propose(txn).await),
+            Request::ReadIndex => encode_reply(&self.replica.read_index().await),
+            Request::Piece { transfer, number, bytes } => {
+                let mut incoming = self.incoming.lock().await;
+                if number == 0 && incoming.as_ref().is_none_or(|incoming| incoming.transfer() != transfer) {
+                    *incoming = Some(Incoming::new(transfer));
+                }
+                match incoming.as_mut().filter(|incoming| incoming.transfer() == transfer) {
+                    Some(incoming) => encode_reply(&incoming.take(number, bytes).await.map_err(unavailable)),
+                    None => refused("another snapshot has taken its place".into()),
+                }
+            }
+            Request::Install { transfer, pieces, vote, meta } => {
+                let incoming = self.incoming.lock().await.take_if(|incoming| incoming.transfer() == transfer);
+                let Some(incoming) = incoming else {
+                    return refused("another snapshot has taken its place".into());
+                };
+                match incoming.finish(pieces).await {
+                    Ok(snapshot) => {
+                        let snapshot = Snapshot { meta, snapshot };
+                        encode_reply(&raft.install_full_snapshot(vote, snapshot).await.map_err(unavailable))
+                    }
+                    Err(error) => refused(error.to_string()),
+                }
+            }
+        }
+    }
+}
+
+fn unavailable(error: impl ToString) -> CommitError {
+    CommitError::Unavailable(error.to_string())
+}
+
+/// Waits until the log can't be written, and tells why.
+pub(crate) async fn log_fault(faults: &mut watch::Receiver<Faults>) -> String {
+    if let Ok(faults) = faults.wait_for(|faults| faults.log.is_some()).await {
+        return faults.log.clone().unwrap_or_default();
+    }
+    // Nobody is left who could find a fault.
+    std::future::pending().await
+}

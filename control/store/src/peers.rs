@@ -1,0 +1,238 @@
+//! The other members: how raft, and a member that does not lead, reach them.
+
+use std::future::Future;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use futures_util::future::BoxFuture;
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{BasicNode, OptionalSend};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use crate::CommitError;
+use crate::messages::{Envelope, Request, decode_reply};
+use crate::snapshot::{Snapshot, SnapshotData};
+use crate::types::{SnapshotMeta, Types, Vote};
+
+/// Bytes of a snapshot that are sent at once.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Pieces that are read ahead of the network, or received ahead of what reads them.
+const PIECES_AHEAD: usize = 4;
+/// How long a member may take for a piece of a snapshot, and to install it.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Carries requests to other members.
+///
+/// An implementation hands the request, unchanged, to [`Store::serve`](crate::Store::serve) of the member at the address
+/// and brings back what that returns. It may lose, delay and repeat; it must not let anybody but a member of the cluster
+/// ask or answer. Who waits no longer drops the future.
+pub trait Network: Send + Sync + 'static {
+    /// Asks a member, and waits for its reply.
+    fn call<'a>(&'a self, member: u64, address: &'a str, request: Bytes) -> BoxFuture<'a, io::Result<Bytes>>;
+}
+
+/// Reaches the other members.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    own: u64,
+    /// `None` for a member that knows no other.
+    network: Option<Arc<dyn Network>>,
+}
+
+impl Peers {
+    pub(crate) fn new(own: u64, network: Option<Arc<dyn Network>>) -> Self {
+        Self { own, network }
+    }
+
+    /// Asks a member. The outer error means that it is not known whether it heard of it.
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &self,
+        to: u64,
+        address: &str,
+        request: Request,
+        timeout: Duration,
+    ) -> io::Result<Result<T, CommitError>> {
+        let network = self.network.as_ref().ok_or_else(|| io::Error::other("this member knows no other"))?;
+        let envelope = Envelope { from: self.own, to, request }.encode()?;
+        let reply = tokio::time::timeout(timeout, network.call(to, address, envelope)).await??;
+        decode_reply(&reply).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+impl RaftNetworkFactory<Types> for Peers {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
+        Peer { peers: self.clone(), id: target, address: node.addr.clone() }
+    }
+}
+
+/// The way to one member.
+pub(crate) struct Peer {
+    peers: Peers,
+    id: u64,
+    address: String,
+}
+
+impl Peer {
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<T, Unreachable<Types>> {
+        let reply = self.peers.ask(self.id, &self.address, request, timeout).await;
+        reply.map_err(|error| Unreachable::new(&error))?.map_err(|error| Unreachable::new(&error))
+    }
+
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        meta: SnapshotMeta,
+        data: SnapshotData,
+    ) -> Result<SnapshotResponse<Types>, Unreachable<Types>> {
+        let (queue, mut pieces) = mpsc::channel(PIECES_AHEAD);
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut out = io::BufWriter::with_capacity(PIECE_BYTES, PieceWriter(queue));
+            data.write_to(&mut out)?;
+            out.flush()
+        });
+        let (transfer, _) = uuid::Uuid::new_v4().as_u64_pair();
+        let mut number = 0;
+        while let Some(bytes) = pieces.recv().await {
+            let () = self.ask(Request::Piece { transfer, number, bytes }, PIECE_TIMEOUT).await?;
+            number += 1;
+        }
+        let read = reading.await.map_err(|error| Unreachable::new(&error))?;
+        read.map_err(|error| Unreachable::new(&error))?;
+        self.ask(Request::Install { transfer, pieces: number, vote, meta }, PIECE_TIMEOUT).await
+    }
+}
+
+impl RaftNetworkV2<Types> for Peer {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        Ok(self.ask(Request::Append(rpc), option.hard_ttl()).await?)
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        Ok(self.ask(Request::Vote(rpc), option.hard_ttl()).await?)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        Ok(self.ask(Request::PreVote(rpc), option.hard_ttl()).await?)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        tokio::select! {
+            sent = self.send_snapshot(vote, snapshot.meta, snapshot.snapshot) => Ok(sent?),
+            closed = cancel => Err(closed.into()),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        Ok(self.ask(Request::Transfer(rpc), option.hard_ttl()).await?)
+    }
+}
+
+/// Hands each piece to the network.
+struct PieceWriter(mpsc::Sender<Bytes>);
+
+impl Write for PieceWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = &bytes[..bytes.len().min(PIECE_BYTES)];
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        self.0.blocking_send(Bytes::copy_from_slice(sent)).map_err(gone)?;
+        Ok(sent.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A snapshot that arrives.
+pub(crate) struct Incoming {
+    transfer: u64,
+    pieces: u64,
+    queue: mpsc::Sender<Bytes>,
+    reading: tokio::task::JoinHandle<io::Result<SnapshotData>>,
+}
+
+impl Incoming {
+    pub(crate) fn new(transfer: u64) -> Self {
+        let (queue, pieces) = mpsc::channel(PIECES_AHEAD);
+        let mut input = PieceReader { pieces, rest: Bytes::new() };
+        let reading = tokio::task::spawn_blocking(move || SnapshotData::read_from(&mut input));
+        Self { transfer, pieces: 0, queue, reading }
+    }
+
+    pub(crate) fn transfer(&self) -> u64 {
+        self.transfer
+    }
+
+    /// Takes in the next piece; one that came before is ignored.
+    pub(crate) async fn take(&mut self, number: u64, bytes: Bytes) -> Result<(), &'static str> {
+        if number > self.pieces {
+            return Err("a piece of the snapshot is missing");
+        }
+        if number == self.pieces {
+            self.queue.send(bytes).await.map_err(|_| "the snapshot is damaged")?;
+            self.pieces += 1;
+        }
+        Ok(())
+    }
+
+    /// What the pieces make together.
+    pub(crate) async fn finish(self, pieces: u64) -> io::Result<SnapshotData> {
+        drop(self.queue);
+        let data = self.reading.await.map_err(io::Error::other)??;
+        if pieces == self.pieces { Ok(data) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+struct PieceReader {
+    pieces: mpsc::Receiver<Bytes>,
+    rest: Bytes,
+}
+
+impl Read for PieceReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.rest.is_empty() {
+            self.rest = self.pieces.blocking_recv().unwrap_or_default();
+        }
+        let size = self.rest.len().min(out.len());
+        self.rest.copy_to_slice(&mut out[..size]);
+        Ok(size)
+    }
+}
