@@ -71,6 +71,8 @@ async fn kubectl_tells_the_truth_about_a_lost_node() {
     let (first, before) = (kubectl.run(renewed).good().text, kubectl.run(versions).good().text);
     until(&kubectl, renewed, |now| now > first.as_str());
     assert_eq!(kubectl.run(versions).good().text, before);
+    let leases = "get leases -n kube-node-lease -o jsonpath={.items[*].spec.renewTime}";
+    until(&kubectl, leases, |now| now > first.as_str());
     kubectl.run("get nodes").good().has(&["edge-1   Ready "]);
 
     // Lost: it says so once the grace period is over, and how long ago the node was last heard of.

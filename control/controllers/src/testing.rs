@@ -255,7 +255,9 @@ impl Cluster {
                 }
             }
         }
-        let gone = object["metadata"]["deletionTimestamp"].is_string() && !is_held(&object);
+        // A pod ends when its node says so.
+        let waits = id.kind == Kind::POD && !self.quick;
+        let gone = !waits && object["metadata"]["deletionTimestamp"].is_string() && !is_held(&object);
         self.store(id.clone(), (!gone).then_some(object));
     }
 

@@ -143,3 +143,25 @@ fn roles(object: &Value) -> String {
     roles.dedup();
     table::or(&roles.join(","), "<none>").to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_column_says_what_kubectl_does() {
+        let check = |ready: Option<&str>, unschedulable: bool, expect: &str| {
+            let conditions: Vec<Value> =
+                ready.into_iter().map(|ready| json!({"type": "Ready", "status": ready})).collect();
+            let node =
+                json!({"spec": {"unschedulable": unschedulable}, "status": {"conditions": conditions}});
+            assert_eq!(status(&node), expect);
+        };
+        check(Some("True"), false, "Ready");
+        check(Some("True"), true, "Ready,SchedulingDisabled");
+        check(Some("False"), false, "NotReady");
+        check(Some("Unknown"), false, "NotReady");
+        check(Some("Unknown"), true, "NotReady,SchedulingDisabled");
+        check(None, false, "Unknown");
+    }
+}

@@ -19,7 +19,9 @@ use lichen_api::Status;
 use lichen_apiserver::{Body, Config, boxed, build};
 use lichen_firmware_tests::kubectl::Kubectl;
 use lichen_pki::{Authority, ClientTrust, Credentials};
-use lichen_registry::{AllocationRanges, Identity, LogRequest, LogStream, NodeStreams, Registry, Sources};
+use lichen_registry::{
+    AllocationRanges, Identity, LogRequest, LogStream, NodePresence, NodeStreams, Registry, Sources,
+};
 use lichen_store::{HistoryBounds, Store};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -37,6 +39,19 @@ pub async fn kubectl() -> Option<(Server, Kubectl)> {
             server.stop().await;
             None
         }
+    }
+}
+
+/// The one node that servers of the tests know to be there.
+pub const HEARD_NODE: &str = "heard";
+/// When it was heard of.
+pub const HEARD_AT: &str = "2099-01-01T00:00:00Z";
+
+struct Heard;
+
+impl NodePresence for Heard {
+    fn last_heard(&self, node: &str) -> Option<jiff::Timestamp> {
+        (node == HEARD_NODE).then(|| HEARD_AT.parse().unwrap())
     }
 }
 
@@ -69,7 +84,7 @@ impl Server {
         let bound = build(Config {
             registry: registry.clone(),
             streams,
-            presence: None,
+            presence: Some(Arc::new(Heard)),
             tls: Arc::new(tls),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             mounts: vec![("/v2/".to_owned(), Arc::new(mounted))],

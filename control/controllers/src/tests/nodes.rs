@@ -243,6 +243,26 @@ fn a_taint_that_a_pod_does_not_tolerate_ends_it_and_tolerations_count_from_when_
     check(&mut cluster, "first", json!([wait(20), wait(5)]), Some(20));
 }
 
+#[test]
+fn pods_of_a_node_out_of_service_go_without_its_word() {
+    let mut cluster = settled();
+    cluster.quick = false;
+    cluster.create(deployment("web", 4));
+    cluster.run();
+    let lost = cluster.view.pods_on("n1").count();
+    let out =
+        json!([{"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}]);
+    cluster.edit(&id("n1"), |node| node["spec"]["taints"] = out.clone());
+    cluster.settle();
+    let all = |cluster: &Cluster| (cluster.view.pods_on("n1").count(), cluster.pods().len());
+    assert_eq!(all(&cluster), (lost, 4), "a node that is ready confirms it itself");
+    cluster.set_ready("n1", "Unknown");
+    cluster.settle();
+    assert_eq!(all(&cluster), (0, 4));
+    assert_eq!(cluster.reasons("NodeGone"), lost);
+    cluster.assert_at_rest();
+}
+
 /// A cluster of zones, `(nodes, lost)`, in which the lost ones have just been found to be.
 fn zones(all: &[(usize, usize)]) -> Cluster {
     let mut cluster = Cluster::new();
