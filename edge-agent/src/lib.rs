@@ -59,7 +59,7 @@ use lichen_workload::{OciConfig, Runtime, Runtimes, WasmConfig};
 pub use node::Machine;
 use rand::RngExt;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::warn;
 pub use uplink::{ByteStream, Uplink};
 
@@ -77,7 +77,7 @@ pub struct Agent {
     node_name: String,
     running: Running,
     link: Link,
-    renewing: JoinHandle<()>,
+    renewing: JoinSet<()>,
 }
 
 impl Agent {
@@ -135,7 +135,8 @@ impl Agent {
         let running = build.run(Arc::new(link.handle()), events).await;
         let connected = running.connected.clone();
         let renewal = Renewal { identity, broker, checkpoint, link: link.handle(), connected };
-        let renewing = tokio::spawn(renewal.run());
+        let mut renewing = JoinSet::new();
+        renewing.spawn(renewal.run());
         Ok(Self { node_name, running, link, renewing })
     }
 
@@ -146,10 +147,8 @@ impl Agent {
 
     /// Stops every component with a grace, says goodbye to the control plane and closes the checkpoint. Pods are
     /// not deleted: the next start brings them back under the same names and UIDs.
-    pub async fn shutdown(self) {
-        self.renewing.abort();
-        // An error says that it was aborted, which is as good.
-        let _ = self.renewing.await;
+    pub async fn shutdown(mut self) {
+        self.renewing.shutdown().await;
         self.running.stop().await;
         self.link.shutdown().await;
     }

@@ -96,12 +96,13 @@ fn way(at: Now) -> Way {
 }
 
 impl Renewal {
-    /// Runs until it is dropped.
+    /// Runs until the node's core has ended, or this is dropped.
     pub(crate) async fn run(mut self) {
         let mut pause = PAUSE;
         let mut refused = self.link.refused();
         let mut renew_at = self.renew_at();
-        loop {
+        // Once nobody can say any more whether a session stands, the node has left or stops.
+        while self.connected.has_changed().is_ok() {
             let at = Now {
                 now: now(),
                 renew_at: renew_at.0,
@@ -114,9 +115,8 @@ impl Renewal {
                 tokio::select! {
                     // Suspended machines wake late; their session is lost then, which is a change.
                     () = sleep_until(until) => {}
-                    Ok(()) = self.connected.changed() => {}
+                    _ = self.connected.changed() => {}
                     Ok(()) = refused.changed() => {}
-                    else => return,
                 }
                 continue;
             }
@@ -126,8 +126,6 @@ impl Renewal {
                     info!(node = self.identity.node_name, "the node's certificate and key were renewed");
                     renew_at = self.renew_at();
                     pause = PAUSE;
-                    // It says anew whether it takes what it is shown now.
-                    refused.mark_unchanged();
                 }
                 Err(error) => {
                     warn!(%error, "the node's certificate could not be renewed; it is tried again");
@@ -135,7 +133,7 @@ impl Renewal {
                     pause = (pause * 2).min(PAUSE_MAX);
                     tokio::select! {
                         () = patience => {}
-                        Ok(()) = self.connected.changed() => {}
+                        _ = self.connected.changed() => {}
                     }
                 }
             }

@@ -194,7 +194,7 @@ impl Link {
         };
         let (mut link, events) = Self::over(config.session, rand::random(), |driver| carrier.run(driver));
         link.handle.tls = Some(tls.into());
-        link.handle.refused = refused.subscribe();
+        link.handle.refused = refused;
         (link, events)
     }
 
@@ -215,7 +215,7 @@ impl Link {
         let (driver, controls) = Driver::new(session, commands.downgrade());
         let ends = Ends { commands: command_end, carried, events: event_end };
         let link = Self {
-            handle: LinkHandle { commands, tls: None, refused: watch::Sender::new(false).subscribe() },
+            handle: LinkHandle { commands, tls: None, refused: watch::Sender::new(false) },
             driver: tokio::spawn(driver.run(ends, controls)),
             carrier: tokio::spawn(carrier(carried_end)),
         };
@@ -252,7 +252,7 @@ pub struct LinkHandle {
     commands: mpsc::Sender<Command>,
     /// What the carrier connects with; none if it is the caller's.
     tls: Option<Arc<watch::Sender<Arc<ClientConfig>>>>,
-    refused: watch::Receiver<bool>,
+    refused: watch::Sender<bool>,
 }
 
 impl LinkHandle {
@@ -288,6 +288,8 @@ impl LinkHandle {
         self.send(Command::Replace(key, done)).await?;
         replaced.await.map_err(|_| LinkError::Closed)?;
         if let (Some(carrier), Some(tls)) = (&self.tls, tls) {
+            // Whether the broker takes this one is yet to be seen.
+            self.refused.send_replace(false);
             carrier.send_replace(tls);
         }
         Ok(())
@@ -296,7 +298,7 @@ impl LinkHandle {
     /// Whether the broker did not take the node's certificate when it was last shown. Only a hint: it may be the broker's
     /// fault.
     pub fn refused(&self) -> watch::Receiver<bool> {
-        self.refused.clone()
+        self.refused.subscribe()
     }
 
     async fn send(&self, command: Command) -> Result<(), LinkError> {

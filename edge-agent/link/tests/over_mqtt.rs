@@ -1,14 +1,15 @@
 //! The link against the embedded broker, over real TLS and MQTT.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lichen_gateway::broker::{Admit, Broker, Config as BrokerConfig, Limits as BrokerLimits, Port};
 use lichen_gateway::bus::Message;
 use lichen_link::{Config, JoinConfig, JoinError, Link, LinkEvent, LinkStream, StreamError, join};
-use lichen_pki::{Authority, ClientTrust, Credentials, client_config, server_config};
+use lichen_pki::{Authority, ClientTrust, Credentials, Digest, client_config, server_config};
 use lichen_wire::FRAME_BYTES_MAX;
 use lichen_wire::join::{JOIN_BYTES_MAX, JoinRequest, Refusal, Token};
 use lichen_wire::keys::NodeKey;
@@ -22,10 +23,15 @@ use tokio::time::timeout;
 /// Long enough for a busy machine; nothing here waits for it unless something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The key that a node has after it was renewed.
+const RENEWED: [u8; 32] = [8; 32];
+
 struct World {
     authority: Authority,
     server: Credentials,
     broker: Option<Broker>,
+    /// Key pairs that are not let in.
+    revoked: Arc<Mutex<BTreeSet<Digest>>>,
     _folder: tempfile::TempDir,
 }
 
@@ -34,14 +40,16 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::open_or_create(folder.path()).unwrap();
         let server = authority.issue_server(&["127.0.0.1".into(), "localhost".into()]).unwrap();
-        let mut world = Self { authority, server, broker: None, _folder: folder };
+        let mut world = Self { authority, server, broker: None, revoked: Arc::default(), _folder: folder };
         world.start(([127, 0, 0, 1], 0).into()).await;
         world
     }
 
     async fn start(&mut self, listen: SocketAddr) {
         let tls = server_config(&self.server, self.authority.ca_pem(), &[]).unwrap();
-        let (limits, admit) = (BrokerLimits::default(), Admit::everyone());
+        let revoked = self.revoked.clone();
+        let admit = Admit::by(move |_, public_key| !revoked.lock().unwrap().contains(public_key));
+        let limits = BrokerLimits::default();
         let config = BrokerConfig { listen, tls: Arc::new(tls), limits, admit };
         self.broker = Some(Broker::start(config).await.unwrap());
     }
@@ -54,10 +62,20 @@ impl World {
         self.broker().local_addr().to_string()
     }
 
-    fn link(&self, node: &str) -> (Link, mpsc::Receiver<LinkEvent>) {
-        let own = self.authority.issue_client(&format!("system:node:{node}"), Some("system:nodes")).unwrap();
+    /// A certificate for a node, ready to be shown, and its key pair.
+    fn certificate(&self, node: &str) -> (Arc<rustls::ClientConfig>, Digest) {
+        let request = lichen_pki::Request::new().unwrap();
+        let issued = self.authority.certify_node(&request.csr_der, node, PATIENCE).unwrap();
+        let own = Credentials { chain_pem: issued.chain_pem, key_pem: request.key_pem };
         let trust = ClientTrust::Authority(self.authority.ca_pem().into());
-        let tls = Arc::new(client_config(&trust, Some(&own)).unwrap());
+        (Arc::new(client_config(&trust, Some(&own)).unwrap()), issued.public_key)
+    }
+
+    fn link(&self, node: &str) -> (Link, mpsc::Receiver<LinkEvent>) {
+        self.link_with(node, self.certificate(node).0)
+    }
+
+    fn link_with(&self, node: &str, tls: Arc<rustls::ClientConfig>) -> (Link, mpsc::Receiver<LinkEvent>) {
         let session = AgentConfig {
             node: node.try_into().unwrap(),
             key: NodeKey::from_bytes([9; 32]),
@@ -113,7 +131,7 @@ impl Gateway {
         );
         let ((reports, r), (presence, p), (answer, a)) =
             (mpsc::unbounded_channel(), mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let gateway = Self {
+        let mut gateway = Self {
             port,
             session,
             down: format!("lichen/v1/n/{node}/down"),
@@ -125,6 +143,8 @@ impl Gateway {
             ask,
             answer,
         };
+        // A key that the node may have been given meanwhile.
+        gateway.session.offer_key(NodeKey::from_bytes(RENEWED));
         tokio::spawn(gateway.run());
         Seen { reports: r, presence: p, answer: a }
     }
@@ -348,4 +368,30 @@ async fn a_machine_joins_with_its_token_only() {
     assert_eq!(joined.certificate, b"certificate");
     assert_eq!(joined.ca, world.authority.ca_der());
     assert_eq!(Some(joined.key), gateway.await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_goes_on_under_another_key_and_certificate() {
+    let world = World::new().await;
+    let mut seen = Gateway::spawn(world.broker().port(), "edge-1", 1, None);
+    let (old, old_key) = world.certificate("edge-1");
+    let (new, new_key) = world.certificate("edge-1");
+    let (link, mut events) = world.link_with("edge-1", old);
+    connected(&mut events).await;
+    let mut refused = link.handle().refused();
+    // From here on the broker takes the new certificate only, and the session the new key only once it was used.
+    world.revoked.lock().unwrap().insert(old_key);
+    link.handle().replace(NodeKey::from_bytes(RENEWED), Some(new)).await.unwrap();
+    link.handle().report("Pod", "default/a", "u1", b"in between".to_vec()).await.unwrap();
+    connected(&mut events).await;
+    assert_eq!(heard(&mut seen.reports).await, ("default/a".to_owned(), b"in between".to_vec()));
+    assert!(!*refused.borrow_and_update());
+    // Shut out, it says so, and goes on trying.
+    world.revoked.lock().unwrap().insert(new_key);
+    world.broker().port().publisher().disconnect_node("edge-1");
+    timeout(PATIENCE, refused.wait_for(|refused| *refused)).await.unwrap().unwrap();
+    world.revoked.lock().unwrap().clear();
+    connected(&mut events).await;
+    assert!(!*refused.borrow());
+    link.shutdown().await;
 }
