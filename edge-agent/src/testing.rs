@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use lichen_engine::ProfileId;
+use lichen_engine::{ProfileId, Target};
 use lichen_link::{LinkError, StreamError};
 use lichen_pki::Authority;
 use lichen_wire::body::Blob;
@@ -47,6 +47,8 @@ pub(crate) enum Transfer {
     Damaged,
     /// Somebody else vouches for them.
     Forged,
+    /// They were compiled for another machine.
+    OtherProfile,
     /// An error in place of the artifact.
     Error(&'static str),
 }
@@ -143,7 +145,12 @@ impl Fake {
         let mut sha256 = [0; 32];
         sha256.copy_from_slice(digest(&SHA256, &self.artifact).as_ref());
         let len = self.artifact.len() as u64;
-        let text = statement(&[2; 32], &ProfileId::host().to_string(), &sha256, len).expect("fits");
+        let host = ProfileId::host();
+        let profile = match transfer {
+            Some(Transfer::OtherProfile) => ProfileId::new(another(host.target()), host.baseline()),
+            _ => host,
+        };
+        let text = statement(&[2; 32], &profile.to_string(), &sha256, len).expect("fits");
         let other = authority();
         let signer = if matches!(transfer, Some(Transfer::Forged)) { &other } else { &self.authority };
         let signature = signer.sign(ARTIFACT_SIGNING_CONTEXT, &text).expect("signs");
@@ -174,6 +181,11 @@ impl Fake {
         chunks.extend(bytes.chunks(30_000).map(Bytes::copy_from_slice));
         FakeStream { chunks, end, written: Arc::default() }
     }
+}
+
+/// A machine that is not this one.
+fn another(target: Target) -> Target {
+    if target == Target::Aarch64 { Target::X86_64 } else { Target::Aarch64 }
 }
 
 impl Uplink for Fake {

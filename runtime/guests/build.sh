@@ -12,6 +12,7 @@
 # Each component carries a custom section, `lichen:source`, with the SHA-256 of what it was built from; a test compares it.
 set -euo pipefail
 cd "$(dirname "$0")"
+. ../../firmware-tests/debian-rust.sh
 guests_dir=$PWD
 cache=${LICHEN_GUEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lichen-guests}
 target=wasm32-wasip2
@@ -32,35 +33,28 @@ append_section() {
     printf '\x00\x4e\x0dlichen:source%s' "$2" >>"$1"
 }
 
-# Debian's toolchain, unpacked beside nothing of the system's.
+# Debian's toolchain, and the C library that its standard library stands on.
 debian_toolchain() {
-    local root=$cache/debian
-    if [ ! -f "$root/ready" ]; then
-        rm -rf "$root" && mkdir -p "$root"/{apt/lists/partial,apt/cache/archives/partial,deb,sid/lists/partial,sid/etc,tc}
-        (cd "$root/deb" && apt-get -q download rustc-web libstd-rust-web-1.96 libstd-rust-web-dev rust-web-src libllvm22)
+    debian_rust "$cache/debian-rust"
+    local root=$cache/wasi-libc
+    if [ ! -d "$root/usr" ]; then
+        rm -rf "$root" && mkdir -p "$root"/{lists/partial,cache/archives/partial,etc}
         # Only sid's wasi-libc has wasm32-wasip2. Its index comes from the system's own mirror and is read with a
         # state of its own; the system's is untouched.
         local mirror
         mirror=$(apt-get indextargets --format '$(SITE)' 'Identifier: Packages' | awk '/\/debian\/*$/ && !seen++')
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$root/sid/etc/sources.list"
-        local sid=(-o Dir::Etc::sourcelist="$root/sid/etc/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$root/sid/lists"
-            -o Dir::Cache="$root/apt/cache" -o APT::Sandbox::User=root)
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$root/etc/sources.list"
+        local sid=(-o Dir::Etc::sourcelist="$root/etc/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$root/lists"
+            -o Dir::Cache="$root/cache" -o APT::Sandbox::User=root)
         apt-get -q "${sid[@]}" update
-        (cd "$root/deb" && apt-get -q "${sid[@]}" download wasi-libc)
-        for package in "$root"/deb/*.deb; do dpkg -x "$package" "$root/tc"; done
-        # The driver and LLVM must be found beside the compiler; cargo comes from rustup.
-        (cd "$root/tc/usr/lib" && ln -sf x86_64-linux-gnu/librustc_driver-*.so x86_64-linux-gnu/libLLVM.so.22.1 .)
-        ln -sf "$(rustup which --toolchain stable cargo)" "$root/tc/usr/bin/cargo"
-        rm -rf "$root/deb" "$root/apt" "$root/sid"
-        touch "$root/ready"
+        (cd "$root" && apt-get -q "${sid[@]}" download wasi-libc)
+        dpkg -x "$root"/*.deb "$root"
     fi
-    local tools libc
+    local tools
     tools=$(rustc +stable --print sysroot)/lib/rustlib/x86_64-unknown-linux-gnu/bin
-    libc=$(dirname "$(find "$root/tc/usr" -path "*$target*/libc.a" | head -n1)")
-    export RUSTUP_TOOLCHAIN=$root/tc/usr RUSTC_BOOTSTRAP=1
+    libc_dir=$(dirname "$(find "$root/usr" -path "*$target*/libc.a" | head -n1)")
     export PATH=$tools/gcc-ld:$tools:$PATH CARGO_TARGET_WASM32_WASIP2_LINKER=$tools/wasm-component-ld
-    libc_dir=$libc
-    remap+=("--remap-path-prefix=$root/tc=/toolchain")
+    remap+=("--remap-path-prefix=$cache/debian-rust=/toolchain")
     extra_args=(-Zbuild-std=std,panic_abort)
 }
 

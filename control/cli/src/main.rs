@@ -88,10 +88,12 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+    // Whoever runs a compile worker passes on what it says, and knows who says it.
+    let name = if matches!(cli.command, Command::CompileWorker(_)) { "" } else { "lichen: " };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lichen: {error:#}");
+            eprintln!("{name}{error:#}");
             ExitCode::FAILURE
         }
     }

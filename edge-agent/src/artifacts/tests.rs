@@ -91,6 +91,7 @@ async fn what_is_wrong_is_refused() {
     };
     check(Transfer::Damaged, ImageFailure::Pull, "the artifact's digest is ").await;
     check(Transfer::Forged, ImageFailure::Pull, "the artifact is refused: ").await;
+    check(Transfer::OtherProfile, ImageFailure::Pull, "the artifact is refused: ").await;
     check(Transfer::Error("NotFound: hello:v1: not found"), ImageFailure::Pull, "hello:v1: not found").await;
     check(Transfer::Error("Unusable: no component"), ImageFailure::Inspect, "no component").await;
     check(Transfer::Error("Invalid: a bad name"), ImageFailure::InvalidName, "a bad name").await;

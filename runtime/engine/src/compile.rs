@@ -72,3 +72,50 @@ fn enable_instructions(config: &mut wasmtime::Config, flag: &str) {
     // flags only allow instructions, are stored in the artifact, and are checked when it is loaded.
     unsafe { config.cranelift_flag_enable(flag) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Baseline, Target, engine, load, running_config};
+
+    /// A component with one function, so that there is machine code.
+    const COMPONENT: &str = r#"(component
+        (core module $m (func (export "f") (param i32) (result i32) (i32.mul (local.get 0) (i32.const 3))))
+        (core instance $i (instantiate $m))
+        (func (export "f") (param "x" u32) (result u32) (canon lift (core func $i "f"))))"#;
+
+    /// The machine that an ELF file is for, as its header has it.
+    fn elf_machine(file: &[u8]) -> u16 {
+        assert_eq!(&file[..4], b"\x7fELF");
+        u16::from_le_bytes([file[18], file[19]])
+    }
+
+    #[test]
+    fn every_target_is_compiled_for_and_only_this_machine_s_is_loaded() {
+        let component = wat::parse_str(COMPONENT).unwrap();
+        let engine = engine(&running_config().unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let check = |target: Target, machine: u16| {
+            let profile = ProfileId::new(target, Baseline::Base);
+            let code = compile(&component, &profile).unwrap();
+            assert_eq!(elf_machine(&code), machine, "{profile}");
+            let path = dir.path().join(target.triple());
+            std::fs::write(&path, code).unwrap();
+            let loaded = load(&engine, &path);
+            assert_eq!(loaded.is_ok(), profile.runs_here(), "{profile}: {:?}", loaded.err());
+        };
+        check(Target::X86_64, 62);
+        check(Target::Aarch64, 183);
+        check(Target::Riscv64, 243);
+        check(Target::Pulley32, 0);
+        check(Target::Pulley64, 0);
+    }
+
+    #[test]
+    fn what_is_no_component_is_refused() {
+        let host = ProfileId::host();
+        assert_eq!(compile(b"#!/bin/sh", &host), Err(CompileError::NotWasm));
+        assert_eq!(compile(b"\0asm\x01\0\0\0", &host), Err(CompileError::CoreModule));
+        assert!(matches!(compile(b"\0asm\x0d\0\x01\0rest", &host), Err(CompileError::Invalid(_))));
+    }
+}

@@ -144,7 +144,7 @@ pub struct ProfileId {
 
 /// Why a text names no profile that this build knows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no profile of this version (which makes wasmtime{WASMTIME_MAJOR} profiles such as {example})", example = ProfileId::host())]
+#[error("{0:?} is no profile of this version, whose profiles read like {example}", example = ProfileId::host())]
 pub struct InvalidProfile(pub String);
 
 /// Why there is no engine.
