@@ -102,7 +102,7 @@ fn an_arm_node_runs_what_the_server_compiled_for_it() {
     assert!(answer.starts_with("Hello from Lichen from hello-") && answer.ends_with(" on arm\n"), "{answer}");
 
     // What runs there was compiled here, for that machine, and arrived as it was.
-    let compiled = world.dir("control/artifacts/compiled");
+    let compiled = world.dir("control/server/artifacts/compiled");
     let profiles: Vec<_> = std::fs::read_dir(&compiled).unwrap().map(|dir| dir.unwrap().path()).collect();
     assert_eq!(profiles.len(), 1, "{profiles:?}");
     let profile = profiles[0].file_name().unwrap().to_string_lossy().into_owned();
