@@ -252,7 +252,7 @@ impl Remover {
             },
             ready: is_ready(&object),
             cordoned: object["spec"]["unschedulable"] == true,
-            told: object["metadata"]["annotations"][RESULT_ANNOTATION] == result.to_string(),
+            told: object["metadata"]["annotations"][RESULT_ANNOTATION].as_str() == Some(&*result.to_string()),
             pods: match &pods[..] {
                 [] => Pods::None,
                 pods if pods.iter().all(|pod| !pod["metadata"]["deletionTimestamp"].is_null()) => {
