@@ -136,6 +136,16 @@ fn orphan(view: &View, owner: &Object) -> Outcome {
 
 fn state(view: &View, dependent: &ObjectMeta, reference: &OwnerReference) -> Owner {
     let Some(owner) = view.by_uid(&reference.uid) else {
+        #[cfg(feature = "plant")]
+        if crate::plant::BY_NAME.load(std::sync::atomic::Ordering::Relaxed)
+            && view.objects().iter().any(|object| {
+                object.kind().kind == reference.kind
+                    && object.metadata().name.as_deref() == Some(&reference.name)
+                    && namespace(object.metadata()) == namespace(dependent)
+            })
+        {
+            return Owner::Solid;
+        }
         let known = lichen_api::by_kind(&reference.api_version, &reference.kind).is_some();
         return if known { Owner::Absent } else { Owner::Unknown };
     };

@@ -16,6 +16,8 @@ mod hash;
 mod meta;
 mod namespace;
 mod node_lifecycle;
+#[cfg(feature = "plant")]
+pub mod plant;
 mod pod_gc;
 mod pods;
 mod reconciler;

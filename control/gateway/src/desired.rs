@@ -220,6 +220,12 @@ impl Desired {
         let wake = Arc::new(Notify::new());
         let changed = self.changed.max(self.nodes.get(node).map_or(0, |view| view.changed));
         let current = has.filter(|has| (changed..=self.version).contains(has));
+        #[cfg(feature = "plant")]
+        let current = if crate::plant::STALE_SNAPSHOT.load(std::sync::atomic::Ordering::Relaxed) {
+            has.filter(|has| *has > 0)
+        } else {
+            current
+        };
         let puts = match current {
             Some(_) => BTreeMap::new(),
             None => self.objects_of(node).map(|item| (item.id(), item)).collect(),

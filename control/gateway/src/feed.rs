@@ -8,6 +8,7 @@ use lichen_store::{Event, RangeError, RangeOptions, Revision, Watch, WatchError}
 
 use crate::Shared;
 use crate::item::Kind;
+use crate::ownership;
 
 /// The pause before the state is read again when it moved on too fast.
 const RETRY: Duration = Duration::from_millis(50);
@@ -25,11 +26,22 @@ pub(crate) async fn begin(shared: &Shared) -> Watch {
     }
 }
 
-/// Takes in changes until the store ends.
-pub(crate) async fn run(shared: Arc<Shared>, mut watch: Watch) {
+/// Why there is nothing more to feed.
+pub(crate) enum End {
+    /// Another gateway has taken over.
+    TakenOver,
+    /// The store has been shut down.
+    Closed,
+}
+
+/// Takes in changes until there is no more to be done with them.
+pub(crate) async fn run(shared: Arc<Shared>, mut watch: Watch) -> End {
     loop {
         match watch.next().await {
             Ok(Event::Change(change)) => {
+                if ownership::is_take_over(&change, shared.epoch) {
+                    return End::TakenOver;
+                }
                 let version = change.revision.0;
                 let mut desired = shared.desired.lock().unwrap_or_else(PoisonError::into_inner);
                 match Kind::of_key(change.key.as_str()) {
@@ -46,10 +58,13 @@ pub(crate) async fn run(shared: Arc<Shared>, mut watch: Watch) {
             Err(WatchError::Lagged) => {
                 tracing::warn!("the gateway's watch fell behind; it begins anew");
                 watch = begin(&shared).await;
+                if !ownership::is_current(&shared.registry, shared.epoch) {
+                    return End::TakenOver;
+                }
             }
             Err(WatchError::Closed) => {
                 tracing::info!("the store has been shut down; nodes hear of no more changes");
-                return;
+                return End::Closed;
             }
         }
     }

@@ -6,7 +6,8 @@
 //! Invariants:
 //! - nothing a bus delivers is believed unless the session's seal proves it; a bus can delay and lose, no more;
 //! - a node changes its own Node, the status of pods bound to it, and events about those, whatever it sends;
-//! - each start of a gateway is granted an owner epoch higher than any before, so that agents refuse a stale one;
+//! - each start of a gateway is granted an owner epoch higher than any before: agents refuse a stale one, the store takes
+//!   none of its writes, and it ends when it hears of the newer;
 //! - presence is memory: a node that stays connected costs no write;
 //! - who was removed or revoked stays out: its key is gone before anything else of it is, and no join that was under way
 //!   brings it back.
@@ -29,6 +30,8 @@ mod logs;
 mod members;
 mod node;
 mod ownership;
+#[cfg(feature = "plant")]
+pub mod plant;
 mod presence;
 mod removal;
 mod reports;
@@ -46,6 +49,7 @@ use lichen_api::{Status, kinds};
 use lichen_artifacts::Artifacts;
 use lichen_pki::Authority;
 use lichen_registry::{ListOptions, LogRequest, LogStream, NodePresence, NodeStreams, Registry, name_of};
+use lichen_store::Watch;
 use lichen_wire::session::{Limits, Timing};
 use rand::RngExt;
 use tokio::sync::{mpsc, oneshot};
@@ -179,7 +183,7 @@ impl Gateway {
             timing,
             random,
         } = config;
-        let epoch = ownership::take_over(&registry).await?;
+        let (epoch, registry) = ownership::take_over(&registry).await?;
         let fresh = u64::from_be_bytes(*random().first_chunk().unwrap_or(&[0; 8]));
         let incarnation = ownership::incarnation(&registry, fresh).await?;
         let start = Instant::now();
@@ -217,13 +221,13 @@ impl Gateway {
         };
         let remover =
             removal::Remover { shared: shared.clone(), nodes: nodes.clone(), told_for: node_certificate_ttl };
+        let mut parts = JoinSet::new();
+        parts.spawn(presence.clone().run(registry, silence_grace, epoch));
+        parts.spawn(joiner.run(joins_in));
+        parts.spawn(remover.run());
+        parts.spawn(hub::run(shared.clone(), nodes.clone(), bus, events));
         let mut tasks = JoinSet::new();
-        tasks.spawn(presence.clone().run(registry, silence_grace, epoch));
-        tasks.spawn(joiner.run(joins_in));
-        let fed = shared.clone();
-        tasks.spawn(feed::run(fed, watch));
-        tasks.spawn(remover.run());
-        tasks.spawn(hub::run(shared, nodes.clone(), bus, events));
+        tasks.spawn(until_taken_over(shared, watch, parts, nodes.clone()));
         Ok(Gateway { links: NodeLinks { nodes, presence }, tasks })
     }
 
@@ -236,6 +240,18 @@ impl Gateway {
     pub async fn shutdown(mut self) {
         self.tasks.shutdown().await;
         self.links.nodes.stop().await;
+    }
+}
+
+/// Feeds the parts of a gateway until another one takes over; then says goodbye to every node, so that it turns there.
+async fn until_taken_over(shared: Arc<Shared>, watch: Watch, mut parts: JoinSet<()>, nodes: Arc<Nodes>) {
+    match feed::run(shared, watch).await {
+        feed::End::TakenOver => {
+            tracing::info!("another gateway has taken over; this one ends");
+            parts.shutdown().await;
+            nodes.stop().await;
+        }
+        feed::End::Closed => while parts.join_next().await.is_some() {},
     }
 }
 

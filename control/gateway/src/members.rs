@@ -291,7 +291,7 @@ pub(crate) async fn forget_reach(registry: &Registry, node: &str) -> Result<(), 
 }
 
 async fn commit(registry: &Registry, txn: Txn, what: &'static str) -> Result<(), MemberError> {
-    let done = registry.store().commit(txn).await;
+    let done = registry.commit(txn).await;
     done.map(drop).map_err(|source| MemberError::Commit { what, source })
 }
 

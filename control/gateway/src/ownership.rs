@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use lichen_registry::Registry;
-use lichen_store::{CommitError, Draft, ErrorKind, Key, Precondition, Txn};
+use lichen_store::{Change, CommitError, Draft, ErrorKind, Key, Precondition, Txn};
 
 const EPOCH: &str = "/gateway/epoch";
 const INCARNATION: &str = "/gateway/incarnation";
@@ -32,8 +32,9 @@ pub enum OwnershipError {
     Damaged(String),
 }
 
-/// Takes over: grants itself an owner epoch higher than any granted before.
-pub(crate) async fn take_over(registry: &Registry) -> Result<u64, OwnershipError> {
+/// Takes over: grants itself an owner epoch higher than any granted before. The registry that it returns writes only
+/// until another gateway takes over in turn.
+pub(crate) async fn take_over(registry: &Registry) -> Result<(u64, Registry), OwnershipError> {
     let what = "the owner epoch";
     let key = Key::new(EPOCH);
     let mut attempt = 0;
@@ -44,8 +45,8 @@ pub(crate) async fn take_over(registry: &Registry) -> Result<u64, OwnershipError
         };
         let epoch = last + 1;
         let txn = Txn::new().put(key.clone(), pre, Draft::opaque(epoch.to_string().as_bytes()));
-        match registry.store().commit(txn).await {
-            Ok(_) => return Ok(epoch),
+        match registry.commit(txn).await {
+            Ok(committed) => return Ok((epoch, registry.guarded(key, committed.revision))),
             Err(source) => retry_or_fail(what, source, &mut attempt).await?,
         }
     }
@@ -57,6 +58,12 @@ pub(crate) fn is_current(registry: &Registry, epoch: u64) -> bool {
     last.and_then(|record| read_number(record.body(), EPOCH).ok()) == Some(epoch)
 }
 
+/// Whether a change is that a gateway has taken over with a higher epoch.
+pub(crate) fn is_take_over(change: &Change, epoch: u64) -> bool {
+    let granted = change.new.as_ref().filter(|_| change.key.as_str() == EPOCH);
+    granted.and_then(|record| read_number(record.body(), EPOCH).ok()).is_some_and(|granted| granted > epoch)
+}
+
 /// The incarnation of the store, made on its first use. `fresh` is random.
 pub(crate) async fn incarnation(registry: &Registry, fresh: u64) -> Result<u64, OwnershipError> {
     let key = Key::new(INCARNATION);
@@ -66,7 +73,7 @@ pub(crate) async fn incarnation(registry: &Registry, fresh: u64) -> Result<u64, 
             return read_number(record.body(), INCARNATION);
         }
         let draft = Draft::opaque(fresh.to_string().as_bytes());
-        match registry.store().commit(Txn::new().put(key.clone(), Precondition::Absent, draft)).await {
+        match registry.commit(Txn::new().put(key.clone(), Precondition::Absent, draft)).await {
             Ok(_) => return Ok(fresh),
             Err(source) => retry_or_fail("the incarnation", source, &mut attempt).await?,
         }

@@ -174,6 +174,7 @@ impl Presence {
                 }
             };
             tokio::select! {
+                biased;
                 () = sleep => {}
                 () = self.changed.notified() => {}
             }

@@ -187,6 +187,7 @@ impl Remover {
         let mut busy = BTreeSet::new();
         loop {
             tokio::select! {
+                biased;
                 nodes = self.shared.orders.taken() => for node in nodes {
                     // One that is attended to looks at its Node again by itself.
                     if busy.insert(node.clone()) {

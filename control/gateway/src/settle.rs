@@ -33,6 +33,10 @@ pub(crate) async fn write_reports(
             && let Ok(report) = reports.try_recv()
         {
             let about = |a: &Report, b: &Report| a.key == b.key;
+            #[cfg(feature = "plant")]
+            let about = |a: &Report, b: &Report| {
+                about(a, b) && !crate::plant::REPORTS_OVERTAKE.load(std::sync::atomic::Ordering::Relaxed)
+            };
             if report.0 != batch[0].0 || batch.iter().any(|(_, _, known)| about(known, &report.2)) {
                 next = Some(report);
                 break;

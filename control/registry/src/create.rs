@@ -122,7 +122,7 @@ impl Registry {
             txn = txn.check(key, Precondition::Revision(revision));
         }
         txn.ops.extend(allocations);
-        match self.inner.store.commit(txn).await {
+        match self.commit(txn).await {
             Ok(committed) => {
                 let record = draft.at(committed.revision, committed.revision);
                 Ok(Written { record, warnings, created: true, changed: true })

@@ -60,7 +60,7 @@ impl Registry {
             if options.dry_run {
                 return Ok(Deleted { record: draft.at(record.revision(), record.created()), gone });
             }
-            match self.inner.store.commit(txn).await {
+            match self.commit(txn).await {
                 Ok(committed) => {
                     tracing::debug!(resource = resource.plural, name, user = identity.user, gone, "deleted");
                     return Ok(Deleted { record: draft.at(committed.revision, record.created()), gone });

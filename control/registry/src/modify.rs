@@ -177,7 +177,7 @@ impl Registry {
             if let Some((other, revision)) = target.options.only_while.clone() {
                 txn = txn.check(other, Precondition::Revision(revision));
             }
-            match self.inner.store.commit(txn.fenced(target.options.fence)).await {
+            match self.commit(txn.fenced(target.options.fence)).await {
                 Ok(committed) => {
                     let record = draft.at(committed.revision, record.created());
                     return Ok(Written { record, warnings, created: false, changed: true });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use lichen_api::{Resource, Status};
-use lichen_store::{Draft, Key, Record, Revision, Store};
+use lichen_store::{CommitError, Committed, Draft, Key, Precondition, Record, Revision, Store, Txn};
 use serde_json::Value;
 
 use crate::AllocationRanges;
@@ -58,6 +58,7 @@ impl fmt::Debug for Sources {
 #[derive(Clone, Debug)]
 pub struct Registry {
     pub(crate) inner: Arc<Inner>,
+    guard: Option<(Key, Revision)>,
 }
 
 #[derive(Debug)]
@@ -73,7 +74,30 @@ impl Registry {
     /// A registry over a store. Call [`Registry::bootstrap`] before others use it.
     #[must_use]
     pub fn new(store: Store, ranges: AllocationRanges, sources: Sources) -> Self {
-        Self { inner: Arc::new(Inner { store, sources, ranges, allocating: Default::default() }) }
+        Self {
+            inner: Arc::new(Inner { store, sources, ranges, allocating: Default::default() }),
+            guard: None,
+        }
+    }
+
+    /// The same registry for a writer that holds something: it writes only while a key is at a revision. Afterwards
+    /// every write is refused as one that the store can't take.
+    #[must_use]
+    pub fn guarded(&self, key: Key, revision: Revision) -> Self {
+        Self { inner: self.inner.clone(), guard: Some((key, revision)) }
+    }
+
+    /// Commits a transaction under the guard. Objects are written by the other methods.
+    pub async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
+        let Some((key, revision)) = &self.guard else { return self.inner.store.commit(txn).await };
+        let guard = txn.ops.len();
+        let txn = txn.check(key.clone(), Precondition::Revision(*revision));
+        self.inner.store.commit(txn).await.map_err(|error| match error {
+            CommitError::Conflict { index, .. } if index == guard => {
+                CommitError::Unavailable("another writer has taken over".to_owned())
+            }
+            error => error,
+        })
     }
 
     /// The store below: for leadership and shutdown. Objects are written through the registry only.

@@ -518,3 +518,31 @@ async fn what_was_decided_by_another_object_is_written_only_while_that_is_as_it_
     assert_eq!(write("3").await.unwrap_err().reason, "Conflict");
     assert_eq!(world.get(MAP, "target").await.unwrap()["data"]["k"], "1");
 }
+
+#[tokio::test]
+async fn a_guarded_writer_writes_only_while_it_holds_what_guards_it() {
+    let world = world().await;
+    let map = |name: &str| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name } });
+    let guard = world.create(MAP, map("guard")).await.unwrap().record;
+    let key = lichen_registry::key_of(MAP, Some("default"), "guard");
+    let guarded = World { registry: world.registry.guarded(key, guard.revision()), me: world.me.clone() };
+    guarded.create(MAP, map("a")).await.unwrap();
+    guarded.merge(MAP, "a", None, json!({ "data": { "k": "1" } })).await.unwrap();
+    // A conflict of its own is not taken for a loss of the guard.
+    assert_eq!(guarded.create(MAP, map("a")).await.unwrap_err().reason, "AlreadyExists");
+
+    world.merge(MAP, "guard", None, json!({ "data": { "holder": "another" } })).await.unwrap();
+    let revision = world.registry.revision();
+    for refused in [
+        guarded.create(MAP, map("b")).await.unwrap_err(),
+        guarded.merge(MAP, "a", None, json!({ "data": { "k": "2" } })).await.unwrap_err(),
+        guarded
+            .registry
+            .delete(&guarded.me, entry(MAP), Some("default"), "a", &DeleteOptions::default())
+            .await
+            .unwrap_err(),
+    ] {
+        assert_eq!(refused.code, 503, "{refused}");
+    }
+    assert_eq!(world.registry.revision(), revision);
+}

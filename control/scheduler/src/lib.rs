@@ -15,6 +15,8 @@
 
 mod cluster;
 mod plan;
+#[cfg(feature = "plant")]
+pub mod plant;
 pub mod plugin;
 mod plugins;
 mod queue;

@@ -58,6 +58,10 @@ pub fn plan(cluster: &mut Cluster, view: &View, pods: impl IntoIterator<Item = A
                     resource_version: pod.pod.metadata.resource_version.clone().unwrap_or_default(),
                     node: node.clone(),
                 });
+                #[cfg(feature = "plant")]
+                if crate::plant::IN_FLIGHT.load(std::sync::atomic::Ordering::Relaxed) {
+                    continue;
+                }
                 cluster.assume(pod, &node);
             }
             Err(message) => plan.unschedulable.push(Unschedulable { pod, message }),

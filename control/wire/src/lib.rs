@@ -20,6 +20,8 @@ pub mod codec;
 pub mod frame;
 pub mod join;
 pub mod keys;
+#[cfg(feature = "plant")]
+pub mod plant;
 pub mod report;
 pub mod session;
 pub mod stream;

@@ -161,7 +161,10 @@ impl<S: Storage> Session<S> {
 
     fn accept_epoch(&mut self, offered: u64) -> Result<(), ReceiveError> {
         let Config::Agent(config) = &mut self.config else { return Ok(()) };
-        if offered < config.epoch_seen {
+        let older = offered < config.epoch_seen;
+        #[cfg(feature = "plant")]
+        let older = older && !crate::plant::OLDER_EPOCH.load(core::sync::atomic::Ordering::Relaxed);
+        if older {
             return Err(ReceiveError::Epoch { offered, seen: config.epoch_seen });
         }
         config.epoch_seen = offered;

@@ -1,0 +1,50 @@
+//! Bugs that can be planted, one at a time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::Invariant;
+
+/// A bug that can be planted: in the code that ships, behind a feature that only the simulation asks for.
+#[derive(Clone, Copy)]
+pub struct Plant {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    switch: &'static AtomicBool,
+    /// The invariant that it breaks.
+    pub breaks: Invariant,
+}
+
+/// All of them.
+pub const PLANTS: &[Plant] = &[
+    Plant { name: "older-epoch", switch: &lichen_wire::plant::OLDER_EPOCH, breaks: Invariant::Epoch },
+    Plant { name: "in-flight", switch: &lichen_scheduler::plant::IN_FLIGHT, breaks: Invariant::Capacity },
+    Plant { name: "by-name", switch: &lichen_controllers::plant::BY_NAME, breaks: Invariant::Convergence },
+    Plant {
+        name: "stale-snapshot",
+        switch: &lichen_gateway::plant::STALE_SNAPSHOT,
+        breaks: Invariant::Convergence,
+    },
+    Plant {
+        name: "reports-overtake",
+        switch: &lichen_gateway::plant::REPORTS_OVERTAKE,
+        breaks: Invariant::Status,
+    },
+];
+
+impl Plant {
+    /// Plants the bug in this whole process until what is returned is dropped.
+    #[must_use]
+    pub fn plant(self) -> Planted {
+        self.switch.store(true, Ordering::Relaxed);
+        Planted(self)
+    }
+}
+
+/// A bug that is planted.
+pub struct Planted(Plant);
+
+impl Drop for Planted {
+    fn drop(&mut self) {
+        self.0.switch.store(false, Ordering::Relaxed);
+    }
+}
