@@ -28,6 +28,9 @@ pub struct Config {
     pub pods_max: u32,
     /// How long a first start tries to join.
     pub join_timeout: Duration,
+    /// The longest pause before the node tries again to reach its broker. It is shorter than the server's patience with
+    /// silent nodes, so that none is called lost for its pause alone.
+    pub retry_max: Duration,
     /// The longest grace that containers get when the agent itself is shut down; a shorter one of their own counts.
     pub shutdown_grace: Duration,
     /// Whether containers that outlive the agent (OCI) go on when it is shut down, for its successor to take back.
@@ -50,6 +53,7 @@ impl Config {
             labels: BTreeMap::new(),
             pods_max: 110,
             join_timeout: Duration::from_secs(60),
+            retry_max: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(2),
             keep_containers: false,
         }

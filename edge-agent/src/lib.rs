@@ -129,6 +129,7 @@ impl Agent {
         let session = session(&config, &identity, &contents);
         let mut link = lichen_link::Config::new(broker.address.clone(), tls, session);
         link.login = broker.login.clone();
+        link.retry_max = config.retry_max;
         let (link, events) = Link::spawn(link);
         let (node_name, ca_pem) = (config.node_name.clone(), identity.ca_pem.clone());
         let build = Build { config, runtime, checkpoint: checkpoint.clone(), contents, ca_pem };

@@ -19,10 +19,11 @@ use serde_json::Value;
 const LICHEN: &str = env!("CARGO_BIN_EXE_lichen");
 const HELLO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../runtime/guests/hello.wasm");
 const NODES: usize = 100;
-/// How long a node may be silent, here.
-const GRACE: Duration = Duration::from_secs(2);
-/// Ten minutes are fifteen times the usual grace. In half as many of these every session is long lost.
-const LOSS: Duration = Duration::from_secs(15);
+/// How long a node may be silent, here, and the longest pause of an agent: both a tenth of what is usual, or less.
+const GRACE: Duration = Duration::from_secs(4);
+const RETRY: Duration = Duration::from_secs(1);
+/// Long enough for every session to be lost at both ends, and for several times the grace.
+const LOSS: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A cluster whose broker is Mosquitto.
@@ -47,7 +48,7 @@ impl World {
         let server = Server::start(Config {
             broker: Broker::External(self.access("lichen-gateway")),
             silence_grace: GRACE,
-            timing: Timing { keepalive_ms: 1_000, silence_max_ms: 4_000, ..Timing::DEFAULT },
+            timing: Timing { keepalive_ms: 2_000, silence_max_ms: 8_000, ..Timing::DEFAULT },
             // What it makes is never run.
             compile_worker: ["/bin/sh", "-c", "cat > /dev/null; echo compiled"].map(str::to_owned).into(),
             ..Config::new(self.dir.path().join("server"))
@@ -63,7 +64,7 @@ impl World {
 
     async fn agent(&self, node: &str, broker: Option<Access>, token: Option<String>) -> Agent {
         let mut config = lichen_agent::Config::new(node, self.dir.path().join(node), "");
-        (config.broker, config.token) = (broker, token);
+        (config.broker, config.token, config.retry_max) = (broker, token, RETRY);
         // All nodes share the machine.
         Agent::start_with(config, Arc::new(self.runtime.clone())).await.unwrap()
     }
