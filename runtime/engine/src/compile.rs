@@ -107,8 +107,9 @@ mod tests {
         check(Target::X86_64, 62);
         check(Target::Aarch64, 183);
         check(Target::Riscv64, 243);
-        check(Target::Pulley32, 0);
-        check(Target::Pulley64, 0);
+        // Bytecode is nobody's machine code: wasmtime puts it into files that say RISC-V, and tells them apart by a flag.
+        check(Target::Pulley32, 243);
+        check(Target::Pulley64, 243);
     }
 
     #[test]
