@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jiff::{SignedDuration, Timestamp};
 use lichen_api::k8s::api::core::v1::{ObjectReference, Pod};
@@ -332,14 +332,20 @@ impl Core {
                         answer(&messages, Msg::Step(uid, input)).await;
                     });
                 }
-                State::Running { .. } => self.step(uid, started),
-                State::Exited { finished, exit, .. } => {
-                    self.step(uid, started);
-                    let at = Timestamp::try_from(finished).unwrap_or_else(|_| self.host.now());
-                    self.step_at(uid, Input::Exited { container, attempt, exit: exit_of(&exit) }, at);
+                // The checkpoint may not know yet that it started: then it started when the runtime says.
+                State::Running { started: at } => self.step_at(uid, started, self.moment(at)),
+                State::Exited { started: at, finished, exit } => {
+                    self.step_at(uid, started, self.moment(at));
+                    let exited = Input::Exited { container, attempt, exit: exit_of(&exit) };
+                    self.step_at(uid, exited, self.moment(finished));
                 }
             }
         }
+    }
+
+    /// A moment that the runtime names; now, should it be none.
+    fn moment(&self, time: SystemTime) -> Timestamp {
+        Timestamp::try_from(time).unwrap_or_else(|_| self.host.now())
     }
 
     /// Ends and removes a container that no pod has.

@@ -243,7 +243,12 @@ fn a_container_outlives_its_agent_and_its_component_does_not() {
     let (status, same) = (&after["status"], container(&after["status"], "main"));
     assert_eq!(same["restartCount"], 0, "{status:#}");
     assert_eq!(same["containerID"], main["containerID"]);
-    assert_eq!(same["state"], main["state"], "it runs since when it did");
+    // Killed at once, the agent may not have written down yet when it saw the start: then the engine's word counts.
+    let started = |container: &Value| -> jiff::Timestamp {
+        container["state"]["running"]["startedAt"].as_str().unwrap().parse().unwrap()
+    };
+    let apart = started(same).duration_since(started(&main)).abs();
+    assert!(apart <= jiff::SignedDuration::from_secs(1), "it runs since when it did: {same} {main}");
     let lost = &container(status, "ticker")["lastState"]["terminated"];
     assert_eq!(lost["reason"], "ContainerStatusUnknown", "{lost}");
     let counted = numbers(&world.lichen(&["logs", "both", "-c", "main"]));

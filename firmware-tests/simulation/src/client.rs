@@ -163,7 +163,10 @@ impl Client {
         let number = dice.between(0, self.names - 1);
         let (deployment, pod) = (format!("d{number}"), format!("p{number}"));
         match dice.between(0, 15) {
-            0..=2 => drop(self.deploy(&deployment).await),
+            0..=2 => {
+                // The client asks again later, whatever the answer.
+                let _ = self.deploy(&deployment).await;
+            }
             3 | 4 => {
                 let replicas = dice.between(0, self.replicas_max);
                 self.patch(
@@ -178,12 +181,18 @@ impl Client {
                 let template = json!({ "spec": { "template": { "spec": { "containers": [container] } } } });
                 self.patch(&kinds::deployment::RESOURCE, &deployment, template).await;
             }
-            7 => drop(self.delete(&kinds::deployment::RESOURCE, &deployment).await),
+            7 => {
+                // The client asks again later, whatever the answer.
+                let _ = self.delete(&kinds::deployment::RESOURCE, &deployment).await;
+            }
             8 | 14 | 15 => {
                 self.delete(&kinds::deployment::RESOURCE, &deployment).await;
                 self.deploy(&deployment).await;
             }
-            9 => drop(self.run(&pod).await),
+            9 => {
+                // The client asks again later, whatever the answer.
+                let _ = self.run(&pod).await;
+            }
             10 => {
                 self.delete(&kinds::pod::RESOURCE, &pod).await;
                 self.run(&pod).await;
