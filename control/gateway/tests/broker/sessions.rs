@@ -119,7 +119,15 @@ pub(crate) fn run(kind: Kind) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let Some(bed) = runtime.block_on(Bed::new(kind)) else { return };
     let mut carrier = MqttCarrier::new(&runtime, &Arc::new(bed));
-    let script = Script { steps: 200, step_max_ms: 20, ..Script::USUAL };
+    // Short, and therefore rougher: trouble has to come.
+    let script = Script {
+        steps: 200,
+        step_max_ms: 20,
+        cuts_permille: 30,
+        agent_restarts_permille: 15,
+        takeovers_permille: 15,
+        ..Script::USUAL
+    };
     let outcome = Suite::<_, Growable>::new(&mut carrier, 5, script).run();
     assert!(outcome.sessions > 1 && outcome.reports > 0 && outcome.streams > 0, "{outcome:?}");
 }
