@@ -13,7 +13,7 @@ use serde_json::Value;
 const LICHEN: &str = env!("CARGO_BIN_EXE_lichen");
 const TICKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../runtime/guests/ticker.wasm");
 /// How long a node's certificate holds here: long enough that an artifact is compiled between two renewals.
-const CERTIFICATE_TTL: Duration = Duration::from_secs(6);
+const CERTIFICATE_TTL: Duration = Duration::from_secs(12);
 const PATIENCE: Duration = Duration::from_secs(90);
 const NODE: &str = "edge-1";
 const RENEWED: &str = "the node's certificate and key were renewed";
