@@ -7,6 +7,7 @@
 mod load;
 mod nodes;
 mod process;
+mod store;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -58,12 +59,16 @@ pub(crate) struct Arguments {
 enum What {
     /// What many nodes cost a server, how they come back, and what a node says in a day.
     Nodes(nodes::Arguments),
+    /// The store through the API, beside etcd in the same minutes.
+    Store(store::Arguments),
 }
 
 /// Runs the command.
 pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
-    if let Some(What::Nodes(arguments)) = &arguments.what {
-        return nodes::run(arguments).await;
+    match &arguments.what {
+        Some(What::Nodes(arguments)) => return nodes::run(arguments).await,
+        Some(What::Store(arguments)) => return store::run(arguments).await,
+        None => {}
     }
     let folder = Folder::new()?;
     let bed = Bed::start(&folder.0).await?;

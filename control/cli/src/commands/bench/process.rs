@@ -1,6 +1,8 @@
 //! What a process costs, as the kernel accounts for it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -38,6 +40,19 @@ impl Process {
         bail!("{arguments:?} ended before it was ready: {}", child.wait().await?)
     }
 
+    /// Starts another program, which says nothing when it is ready.
+    pub(super) fn spawn(program: &Path, arguments: &[&OsStr]) -> Result<Self> {
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        let id = child.id().context("the process has ended")?;
+        Ok(Self { child, id })
+    }
+
     /// What it has used so far.
     pub(super) fn usage(&self) -> Result<Usage> {
         let read = |file: &str| {
@@ -49,14 +64,16 @@ impl Process {
         let fields: Vec<&str> =
             stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
         let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+        let memory = read("smaps_rollup")?;
         Ok(Usage {
             cpu: Duration::from_secs_f64((ticks(11) + ticks(12)) / TICKS_PER_SECOND),
-            pss_bytes: field(&read("smaps_rollup")?, "Pss:") * 1024,
+            pss_bytes: field(&memory, "Pss:") * 1024,
+            resident_bytes: field(&memory, "Rss:") * 1024,
             written_bytes: field(&read("io")?, "write_bytes:"),
         })
     }
 
-    /// Ends it and waits until it has.
+    /// Kills it and waits until it has.
     pub(super) async fn stop(mut self) -> Result<()> {
         self.child.kill().await?;
         Ok(())
@@ -70,6 +87,8 @@ pub(super) struct Usage {
     pub(super) cpu: Duration,
     /// Proportional set size now.
     pub(super) pss_bytes: u64,
+    /// Resident set size now.
+    pub(super) resident_bytes: u64,
     /// Bytes it has caused to be written to storage.
     pub(super) written_bytes: u64,
 }
