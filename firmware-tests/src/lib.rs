@@ -4,6 +4,7 @@
 //! Deliberately absent: anything that a crate's own tests can see.
 
 pub mod cluster;
+pub mod history;
 pub mod kubectl;
 pub mod machine;
 pub mod mosquitto;
