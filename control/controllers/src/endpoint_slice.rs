@@ -1,5 +1,8 @@
 //! Tells where the pods of each Service are: EndpointSlices, by the readiness of the pods.
 //!
+//! A slice belongs to the Service whose UID owns it. One that has the Service's label but another owner, or none, was left
+//! by an earlier Service of that name, by orphaning say: it is deleted, not taken over, as in Kubernetes.
+//!
 //! Of nodes only the zone matters here: that pods of a node out of reach are not ready is written into those pods.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +14,7 @@ use lichen_api::k8s::api::discovery::v1::{Endpoint, EndpointConditions, Endpoint
 use lichen_api::k8s::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lichen_api::k8s::apimachinery::pkg::util::intstr::IntOrString;
 use lichen_api::labels::Selector;
-use lichen_api::view::{Change, Kind, Object, ObjectId, View};
+use lichen_api::view::{Change, Kind, Object, ObjectId, View, owners_of};
 
 use crate::meta::{
     controller_ref, id_of, is_deleting, name, namespace, namespace_is_closed, regarding, uid, value, warning,
@@ -53,7 +56,9 @@ impl Reconciler for EndpointSliceController {
             return outcome;
         }
         let mut groups = groups(view, service, spec);
-        let (mut placed, mut spare) = place(&mut groups, slices_of(view, service));
+        let (own, foreign): (Vec<_>, Vec<_>) =
+            slices_of(view, service).partition(|slice| is_owned(slice, service));
+        let (mut placed, mut spare) = place(&mut groups, own.into_iter());
         // A slice that came to hold nothing is spare, unless it is the one that says so.
         let is_placeholder = |group: &Group| group.ports.is_empty() && groups.len() == 1;
         placed.retain(|(slice, key, endpoints)| {
@@ -85,6 +90,8 @@ impl Reconciler for EndpointSliceController {
                 }
             }
         }
+        // A slice that an earlier Service of the name left behind is not taken over: its owner is gone, or let it go.
+        spare.extend(foreign.into_iter().filter(|slice| !is_deleting(&slice.metadata)));
         for slice in spare {
             outcome.push(Action::Delete {
                 id: id_of(Kind::ENDPOINT_SLICE, &slice.metadata),
@@ -263,6 +270,12 @@ fn slices_of<'a>(view: &'a View, service: &'a Service) -> impl Iterator<Item = &
         let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
         label(SERVICE_NAME) == Some(name(&service.metadata)) && label(MANAGED_BY) == Some(MANAGER)
     })
+}
+
+fn is_owned(slice: &EndpointSlice, service: &Service) -> bool {
+    owners_of(&slice.metadata)
+        .iter()
+        .any(|owner| owner.kind == Kind::SERVICE.kind && owner.uid == uid(&service.metadata))
 }
 
 /// What finds the pods of a Service; `None` where something else than a selector says where it leads.

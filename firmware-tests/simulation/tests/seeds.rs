@@ -7,9 +7,6 @@ use lichen_simulation::{Assets, run};
 
 const SEEDS: u64 = 300;
 const THREADS: usize = 2;
-/// Seeds that show a bug which is not mended yet. 295: a Service is deleted and made again under its name while a server
-/// is lost, and the slice of the first one stays, so that the new one leads nowhere.
-const OPEN: [u64; 1] = [295];
 
 #[test]
 fn every_invariant_holds() {
@@ -22,10 +19,6 @@ fn every_invariant_holds() {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= SEEDS {
                         return;
-                    }
-                    if OPEN.contains(&seed) {
-                        println!("seed {seed} is left out: it shows a bug that is known and open");
-                        continue;
                     }
                     if let Some(violation) = run(seed, None, &assets, false).violation {
                         let replay = format!("cargo run -p lichen-simulation -- --seed {seed} --trace");

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use lichen_api::k8s::api::discovery::v1::EndpointSlice;
 use serde_json::json;
 
+use crate::Propagation;
 use crate::testing::{Cluster, deployment, service};
 
 fn slices(cluster: &Cluster) -> Vec<Arc<EndpointSlice>> {
@@ -110,6 +111,35 @@ fn ports_by_name_are_those_of_each_pod() {
     cluster.settle();
     assert_eq!(numbers(&cluster), [Some(1234)]);
     cluster.assert_at_rest();
+}
+
+#[test]
+fn a_service_does_not_take_over_the_slices_of_an_earlier_one_of_its_name() {
+    for propagation in [Propagation::Orphan, Propagation::Background] {
+        let mut cluster = Cluster::new();
+        let id = cluster.create(service("web", "web"));
+        cluster.create(deployment("web", 2));
+        cluster.run();
+        let first = slices(&cluster).remove(0);
+
+        cluster.delete(&id, Some(propagation));
+        // Orphaning is done before the Service goes. Else nobody reconciles until its name is taken again, as while the
+        // leader is lost.
+        if propagation == Propagation::Orphan {
+            cluster.settle();
+            assert_eq!(slices(&cluster)[0].metadata.owner_references.as_deref().unwrap_or_default(), []);
+        }
+        cluster.create(service("web", "web"));
+        cluster.settle();
+
+        let now = slices(&cluster);
+        assert_eq!(now.len(), 1, "{propagation:?}");
+        let owners = now[0].metadata.owner_references.as_deref().unwrap();
+        assert_eq!(owners[0].uid, cluster.value(&id).unwrap()["metadata"]["uid"]);
+        assert_ne!(now[0].metadata.uid, first.metadata.uid);
+        assert_eq!(conditions(&cluster), ["rs-", "rs-"]);
+        cluster.assert_at_rest();
+    }
 }
 
 /// The Endpoints of a Service: of each subset its ports, how many are ready and how many are not.
