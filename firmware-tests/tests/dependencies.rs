@@ -23,6 +23,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("lichen-runtime", 2),
     ("lichen-state", 2),
     ("lichen-store", 2),
+    ("lichen-peers", 3),
     ("lichen-registry", 3),
     ("lichen-workload", 3),
     ("lichen-apiserver", 4),

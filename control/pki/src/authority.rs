@@ -10,7 +10,7 @@ use rcgen::{
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{Digest, NODE_USER_PREFIX, NODES_GROUP, PkiError, digest_of_der, files, tls};
+use crate::{Digest, NODE_USER_PREFIX, NODES_GROUP, PkiError, digest_of_der, files, member_name, tls};
 
 const CA_CERTIFICATE_FILE: &str = "ca.crt";
 const CA_KEY_FILE: &str = "ca.key";
@@ -58,6 +58,21 @@ pub struct NodeCertificate {
     pub public_key: Digest,
 }
 
+/// An authority on its way to a server that joins.
+#[derive(Clone)]
+pub struct Handover {
+    /// The authority's certificate, PEM.
+    pub ca_pem: String,
+    /// Its private key, PKCS#8 PEM.
+    pub ca_key_pem: String,
+}
+
+impl std::fmt::Debug for Handover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Handover(..)")
+    }
+}
+
 /// The cluster's certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -66,6 +81,31 @@ pub struct Authority {
 }
 
 impl Authority {
+    /// Keeps in `folder` the authority of a cluster that a server joins. The certificate's file is written last: where
+    /// there is one, all is there.
+    ///
+    /// # Errors
+    /// Those of writing the two files and of reading them again.
+    pub fn adopt(folder: &Path, handover: &Handover) -> Result<Self, PkiError> {
+        std::fs::create_dir_all(folder).map_err(|source| PkiError::Io { path: folder.into(), source })?;
+        files::write_private(&folder.join(CA_KEY_FILE), &handover.ca_key_pem)?;
+        files::write_private(&folder.join(CA_CERTIFICATE_FILE), &handover.ca_pem)?;
+        Self::open_or_create(folder)
+    }
+
+    /// What a server that joins needs in order to be an equal of this one. It lets its holder do everything.
+    pub fn handover(&self) -> Handover {
+        Handover { ca_pem: self.ca_pem.clone(), ca_key_pem: self.issuer.key().serialize_pem() }
+    }
+
+    /// The digest of the authority in `folder`, if there is one.
+    ///
+    /// # Errors
+    /// When its certificate cannot be read.
+    pub fn digest_in(folder: &Path) -> Result<Option<Digest>, PkiError> {
+        files::read(&folder.join(CA_CERTIFICATE_FILE))?.map(|pem| crate::digest_of_pem(&pem)).transpose()
+    }
+
     /// Reads the authority in `folder`, or makes one there. The key's file is written first: a certificate
     /// therefore always has its key.
     ///
@@ -152,6 +192,19 @@ impl Authority {
     ) -> Result<Credentials, PkiError> {
         let usage = ExtendedKeyUsagePurpose::ClientAuth;
         self.issue_with_fresh_key(&leaf_params(user, group, usage, now, LEAF_VALID))
+    }
+
+    /// The certificate of a member of the control plane, for both sides of what members say to each other; see
+    /// [`member_name`](crate::member_name).
+    ///
+    /// # Errors
+    /// [`PkiError::Issue`] when the certificate cannot be made.
+    pub(crate) fn issue_member_at(&self, id: u64, now: SystemTime) -> Result<Credentials, PkiError> {
+        let name = member_name(id);
+        let mut params = leaf_params(&name, None, ExtendedKeyUsagePurpose::ServerAuth, now, LEAF_VALID);
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+        self.issue_with_fresh_key(&params)
     }
 
     /// Certifies a node's own key for `valid` from now on. Only the public key is taken from the request, whose signature

@@ -1,6 +1,6 @@
 //! Who a peer is, as its certificate says.
 
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::PkiError;
 
@@ -14,6 +14,23 @@ pub const NODE_USER_PREFIX: &str = "system:node:";
 pub const ADMIN_USER: &str = "admin";
 /// The user under which the gateway speaks to a broker.
 pub const GATEWAY_USER: &str = "system:gateway";
+
+/// The domain of the names of members.
+const MEMBERS_DOMAIN: &str = ".members.lichen";
+
+/// The name of a member of the control plane, as its certificate has it.
+pub fn member_name(id: u64) -> String {
+    format!("{id:016x}{MEMBERS_DOMAIN}")
+}
+
+/// The id of the member that a certificate, which TLS has already verified, names; `None` for one of somebody else.
+pub fn member_of(der: &[u8]) -> Option<u64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    let [GeneralName::DNSName(name)] = names.value.general_names.as_slice() else { return None };
+    let id = u64::from_str_radix(name.strip_suffix(MEMBERS_DOMAIN)?, 16).ok()?;
+    (member_name(id) == *name).then_some(id)
+}
 
 /// A user and the groups it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,8 @@
 //! Kubernetes does it: the common name is the user, the organisations are the groups.
 //!
 //! Certificates have an end, and whoever holds one renews it before ([`Validity`]); the control plane's own renew
-//! themselves when they are used ([`Rotating`]).
+//! themselves when they are used ([`Rotating`]). Each member of the control plane holds the authority and issues its own
+//! certificate, which carries the member's id as a DNS name ([`member_name`]).
 //!
 //! Deliberately absent: revocation (a node's certificate counts only while the gateway knows its key), sockets, and any
 //! decision about what an identity may do.
@@ -19,8 +20,10 @@ mod rotating;
 mod tls;
 mod validity;
 
-pub use authority::{Authority, Credentials, NodeCertificate, Request, public_key_digest, verify};
-pub use identity::{ADMIN_USER, GATEWAY_USER, Identity, MASTERS_GROUP, NODE_USER_PREFIX, NODES_GROUP};
+pub use authority::{Authority, Credentials, Handover, NodeCertificate, Request, public_key_digest, verify};
+pub use identity::{
+    ADMIN_USER, GATEWAY_USER, Identity, MASTERS_GROUP, NODE_USER_PREFIX, NODES_GROUP, member_name, member_of,
+};
 pub use rotating::Rotating;
 pub use tls::{ClientTrust, client_config, server_config};
 pub use validity::Validity;

@@ -55,6 +55,15 @@ impl Rotating {
         Self::new(authority, Box::new(move |now| issuer.issue_client_at(user, group, now)))
     }
 
+    /// The certificate of a member of the control plane; see [`member_name`](crate::member_name).
+    ///
+    /// # Errors
+    /// [`PkiError::Issue`] when the certificate cannot be made.
+    pub fn member(authority: Arc<Authority>, id: u64) -> Result<Arc<Self>, PkiError> {
+        let issuer = authority.clone();
+        Self::new(authority, Box::new(move |now| issuer.issue_member_at(id, now)))
+    }
+
     fn new(authority: Arc<Authority>, issue: Box<Issue>) -> Result<Arc<Self>, PkiError> {
         let current = RwLock::new(issue_now(&issue, SystemTime::now())?);
         Ok(Arc::new(Self { authority, issue, current }))
@@ -67,6 +76,28 @@ impl Rotating {
     pub fn server_config(self: &Arc<Self>, alpn: &[&[u8]]) -> Result<ServerConfig, PkiError> {
         let builder = tls::server_builder(self.authority.ca_pem())?;
         let mut config = builder.with_cert_resolver(self.clone());
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        Ok(config)
+    }
+
+    /// Settings of a server that serves nobody without a certificate of the authority.
+    ///
+    /// # Errors
+    /// When the authority's certificate cannot be used.
+    pub fn mutual_server_config(self: &Arc<Self>, alpn: &[&[u8]]) -> Result<ServerConfig, PkiError> {
+        let builder = tls::mutual_server_builder(self.authority.ca_pem())?;
+        let mut config = builder.with_cert_resolver(self.clone());
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        Ok(config)
+    }
+
+    /// Settings of a client of servers of the same authority.
+    ///
+    /// # Errors
+    /// When the authority's certificate cannot be used.
+    pub fn mutual_client_config(self: &Arc<Self>, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
+        let mut config =
+            self.client_config(&crate::ClientTrust::Authority(self.authority.ca_pem().into()))?;
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         Ok(config)
     }
@@ -125,6 +156,25 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_member_is_known_by_its_certificate_and_nobody_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::open_or_create(folder.path()).unwrap());
+        let now = SystemTime::now();
+        let member = |id| Rotating::member(authority.clone(), id).unwrap().at(now).cert[0].to_vec();
+        for id in [0, 0xabc, u64::MAX] {
+            assert_eq!(crate::member_of(&member(id)), Some(id));
+        }
+        let name = crate::member_name(7);
+        let two = [name.clone(), "localhost".to_owned()];
+        for names in [&two[..], &["members.lichen".into()], &["+7.members.lichen".replace('+', "000")]] {
+            let der = authority.issue_server_at(names, now).unwrap();
+            let der = &tls::certificates(&der.chain_pem, "chain").unwrap()[0];
+            assert_eq!(crate::member_of(der), None, "{names:?}");
+        }
+        assert_eq!(crate::member_of(b"junk"), None);
+    }
 
     #[test]
     fn a_certificate_near_its_end_is_issued_anew_under_the_same_authority() {

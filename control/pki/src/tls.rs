@@ -7,7 +7,7 @@ use rustls::client::{WantsClientCert, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{WantsServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientCertVerifierBuilder, WantsServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
     ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
@@ -41,12 +41,26 @@ pub fn server_config(
 }
 
 pub(crate) fn server_builder(ca_pem: &str) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, PkiError> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_pem)?), provider())
-        .allow_unauthenticated()
-        .build()?;
+    verified_by(client_verifier(ca_pem)?.allow_unauthenticated())
+}
+
+/// The same for a server that serves nobody without a certificate.
+pub(crate) fn mutual_server_builder(
+    ca_pem: &str,
+) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, PkiError> {
+    verified_by(client_verifier(ca_pem)?)
+}
+
+fn client_verifier(ca_pem: &str) -> Result<ClientCertVerifierBuilder, PkiError> {
+    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_pem)?), provider()))
+}
+
+fn verified_by(
+    verifier: ClientCertVerifierBuilder,
+) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, PkiError> {
     Ok(ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(verifier))
+        .with_client_cert_verifier(verifier.build()?))
 }
 
 /// Settings of a client, with its certificate if it has one.

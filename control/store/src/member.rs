@@ -208,12 +208,15 @@ impl Member {
     }
 
     /// Answers another member.
-    pub(crate) async fn serve(&self, request: &[u8]) -> Bytes {
+    pub(crate) async fn serve(&self, asks: u64, request: &[u8]) -> Bytes {
         let refused = |why: String| encode_reply::<()>(&Err(CommitError::Unavailable(why)));
         let Envelope { from, to, request } = match Envelope::decode(request) {
             Ok(envelope) => envelope,
             Err(error) => return refused(format!("a request that can't be read: {error}")),
         };
+        if from != asks {
+            return refused(format!("a request of member {from:016x} came from member {asks:016x}"));
+        }
         let own = self.log.member_id();
         if to != own {
             return refused(format!("this is member {own:016x}, not {to:016x}: that one is gone"));

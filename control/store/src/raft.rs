@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::{BasicNode, ChangeMembers, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{BasicNode, ChangeMembers, Instant as _, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -200,33 +200,69 @@ impl Replica {
 
     /// Takes in a member that only receives.
     pub(crate) async fn add_learner(&self, id: u64, address: &str) -> Result<(), CommitError> {
-        let known = self.members().into_iter().find(|member| member.id == id || member.address == address);
-        if let Some(known) = known {
-            let MemberStatus { id, address, .. } = known;
+        if let Ok(MemberStatus { address, .. }) = self.known(id) {
             return Err(CommitError::Membership(format!("member {id:016x} at {address} is there already")));
         }
+        self.free(id, address)?;
         self.change(self.raft.add_learner(id, BasicNode::new(address), false)).await
     }
 
     /// Lets a member vote that has what the leader has.
     pub(crate) async fn promote(&self, id: u64) -> Result<(), CommitError> {
         self.known(id)?;
-        let lag = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let reached =
-                metrics.replication.as_ref().and_then(|reached| reached.get(&id).copied().flatten());
-            let last = metrics.last_log_index.unwrap_or_default();
-            reached.map(|reached| last.saturating_sub(reached.index))
-        };
-        let leads = self.raft.is_leader();
-        if leads && lag.is_none_or(|lag| lag > PROMOTE_LAG_MAX) {
+        let caught_up = has_caught_up(&self.raft.metrics().borrow_watched(), id);
+        if self.raft.is_leader() && !caught_up {
             return Err(CommitError::Membership(format!(
                 "member {id:016x} has not caught up yet: try again when it has"
             )));
         }
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
         self.change(self.raft.change_membership(change, true)).await
+    }
+
+    /// How long ago each other member last answered this one, if this one leads.
+    pub(crate) fn silent_for(&self) -> BTreeMap<u64, Duration> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let answered = metrics.heartbeat.iter().flatten();
+        answered.filter_map(|(id, at)| Some((*id, at.as_ref()?.elapsed()))).collect()
+    }
+
+    /// Waits until a member may be promoted.
+    pub(crate) async fn caught_up(&self, id: u64) {
+        let mut metrics = self.raft.metrics();
+        loop {
+            if has_caught_up(&metrics.borrow_and_update(), id) {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Waits until the members are others than they were.
+    pub(crate) async fn members_changed(&self, seen: &[MemberStatus]) {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            metrics.borrow_and_update();
+            if self.members() != seen {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Gives a member another address.
+    pub(crate) async fn set_address(&self, id: u64, address: &str) -> Result<(), CommitError> {
+        if self.known(id)?.address == address {
+            return Ok(());
+        }
+        self.free(id, address)?;
+        let node = BTreeMap::from([(id, BasicNode::new(address))]);
+        self.change(self.raft.change_membership(ChangeMembers::SetNodes(node), true)).await
     }
 
     /// Removes a member for good.
@@ -247,6 +283,11 @@ impl Replica {
         }
     }
 
+    /// The member that would lose least if it led instead of this one.
+    pub(crate) fn successor(&self) -> Option<u64> {
+        successor(&self.raft)
+    }
+
     /// Lets another member lead.
     pub(crate) async fn transfer_leader(&self, id: u64) -> Result<(), CommitError> {
         if self.known(id)?.role == Role::Learner {
@@ -254,6 +295,16 @@ impl Replica {
         }
         let trigger = self.raft.trigger();
         trigger.transfer_leader(id).await.map_err(|error| CommitError::Closed(error.to_string()))
+    }
+
+    /// Refuses an address that another member has.
+    fn free(&self, id: u64, address: &str) -> Result<(), CommitError> {
+        match self.members().into_iter().find(|member| member.id != id && member.address == address) {
+            Some(MemberStatus { id, .. }) => {
+                Err(CommitError::Membership(format!("member {id:016x} at {address} is there already")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn known(&self, id: u64) -> Result<MemberStatus, CommitError> {
@@ -300,6 +351,13 @@ impl Drop for Replica {
     fn drop(&mut self) {
         self.leading.iter().for_each(JoinHandle::abort);
     }
+}
+
+/// Whether a member has what this one, which leads, has, closely enough to vote.
+fn has_caught_up(metrics: &openraft::RaftMetrics<Types>, id: u64) -> bool {
+    let reached = metrics.replication.as_ref().and_then(|reached| reached.get(&id).copied().flatten());
+    let last = metrics.last_log_index.unwrap_or_default();
+    reached.is_some_and(|reached| last.saturating_sub(reached.index) <= PROMOTE_LAG_MAX)
 }
 
 /// Whether there is anybody to hear from, or to elect.
@@ -359,18 +417,20 @@ async fn barrier(raft: &Raft<Types, Machine>) -> Result<(), CommitError> {
     confirmed(raft, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await.map(drop)
 }
 
+/// The voter that has most of what this member, which leads, has.
+fn successor(raft: &Raft<Types, Machine>) -> Option<u64> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+    let reached = metrics.replication.iter().flatten();
+    let others = reached.filter(|(id, _)| **id != metrics.id && voters.contains(id));
+    others.max_by_key(|(_, reached)| **reached).map(|(id, _)| *id)
+}
+
 /// Hands the lead over when this member can't write its log: the others would wait for it, and clients with them.
 async fn yield_lead(raft: Raft<Types, Machine>, mut faults: watch::Receiver<Faults>) {
     while faults.wait_for(|faults| faults.log.is_some()).await.is_ok() {
-        let best = {
-            let metrics = raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
-            let reached = metrics.replication.iter().flatten();
-            let others = reached.filter(|(id, _)| **id != metrics.id && voters.contains(id));
-            others.max_by_key(|(_, reached)| **reached).map(|(id, _)| *id)
-        };
-        if let Some(best) = best {
+        if let Some(best) = successor(&raft) {
             tracing::warn!(
                 to = format!("{best:016x}"),
                 "handing over the lead: the log can't be written here"

@@ -1,9 +1,11 @@
 //! The store as the rest of Lichen sees it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -225,11 +227,11 @@ impl Store {
         self.member().ok().map(|member| member.log.member_id())
     }
 
-    /// Answers what another member asked: see [`Network`].
-    pub async fn serve(&self, request: Bytes) -> Bytes {
+    /// Answers what another member asked, which the network knows to be `from`: see [`Network`].
+    pub async fn serve(&self, from: u64, request: Bytes) -> Bytes {
         match &self.inner.backend {
             Backend::Ordered(_) => Bytes::new(),
-            Backend::Raft(member) => member.serve(&request).await,
+            Backend::Raft(member) => member.serve(from, &request).await,
         }
     }
 
@@ -241,6 +243,39 @@ impl Store {
     /// Takes in a new member, which only receives until it is promoted. For the leader to do, as all that follow.
     pub async fn add_learner(&self, id: u64, address: &str) -> Result<(), CommitError> {
         self.member()?.replica.add_learner(id, address).await
+    }
+
+    /// Tells the members that one of them is reached at another address now.
+    pub async fn set_address(&self, id: u64, address: &str) -> Result<(), CommitError> {
+        self.member()?.replica.set_address(id, address).await
+    }
+
+    /// Waits until a member has what the leader has, closely enough to be promoted. For ever if it does not come to that.
+    pub async fn caught_up(&self, id: u64) {
+        match self.member() {
+            Ok(member) => member.replica.caught_up(id).await,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// How long ago each other member last answered this one, if this one leads.
+    #[must_use]
+    pub fn silent_for(&self) -> BTreeMap<u64, Duration> {
+        self.member().map(|member| member.replica.silent_for()).unwrap_or_default()
+    }
+
+    /// The voter that would lose least if it led instead of this member, if this one leads.
+    #[must_use]
+    pub fn successor(&self) -> Option<u64> {
+        self.member().ok()?.replica.successor()
+    }
+
+    /// Waits until members, their roles or the leader are others than they were.
+    pub async fn members_changed(&self, seen: &[MemberStatus]) {
+        match self.member() {
+            Ok(member) => member.replica.members_changed(seen).await,
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Lets a member vote, once it has what the leader has.

@@ -62,12 +62,13 @@ impl Network for Port {
         request: Bytes,
     ) -> BoxFuture<'a, io::Result<Bytes>> {
         async move {
-            let Some(store) = self.net.store(&self.name, address) else {
+            let own = self.net.store(&self.name, &self.name).and_then(|store| store.member_id());
+            let (Some(own), Some(store)) = (own, self.net.store(&self.name, address)) else {
                 // Nothing tells that a message was lost.
                 std::future::pending::<()>().await;
                 return Err(io::ErrorKind::TimedOut.into());
             };
-            let reply = store.serve(request).await;
+            let reply = store.serve(own, request).await;
             drop(store);
             if self.net.store(address, &self.name).is_none() {
                 std::future::pending::<()>().await;

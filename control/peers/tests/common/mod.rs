@@ -1,0 +1,169 @@
+//! Members in one process, over real TLS on loopback.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lichen_peers::{Listener, Peers, Serving};
+use lichen_pki::Authority;
+use lichen_store::{Config, Draft, HistoryBounds, Key, Precondition, Role, Store, Txn};
+use tempfile::TempDir;
+
+/// How often a test looks whether something has come to be.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A member and its disk.
+pub(crate) struct Member {
+    pub(crate) store: Store,
+    pub(crate) peers: Peers,
+    pub(crate) address: String,
+    dir: TempDir,
+    serving: Option<Serving>,
+}
+
+impl Member {
+    pub(crate) fn id(&self) -> u64 {
+        self.store.member_id().unwrap()
+    }
+
+    /// Ends it as a machine ends that loses power: the others hear nothing more of it.
+    pub(crate) async fn stop(&mut self) {
+        if let Some(serving) = self.serving.take() {
+            serving.shutdown().await;
+            self.store.shutdown().await;
+        }
+    }
+
+    /// Starts it again on its disk, at its address.
+    pub(crate) async fn restart(&mut self, authority: &Arc<Authority>) {
+        self.stop().await;
+        let (store, peers, serving) = start(authority, self.dir.path(), &self.address, true).await;
+        (self.store, self.peers, self.serving) = (store, peers, Some(serving));
+    }
+}
+
+/// The members of a cluster, the first of which began it.
+pub(crate) struct Cluster {
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) members: Vec<Member>,
+    _pki: TempDir,
+}
+
+impl Cluster {
+    /// A cluster of one.
+    pub(crate) async fn new() -> Self {
+        let pki = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::open_or_create(pki.path()).unwrap());
+        let mut cluster = Self { authority, members: Vec::new(), _pki: pki };
+        cluster.begin(false).await;
+        cluster
+    }
+
+    /// A cluster whose members all vote.
+    pub(crate) async fn of(count: usize) -> Self {
+        let mut cluster = Self::new().await;
+        while cluster.members.len() < count {
+            cluster.add().await;
+        }
+        cluster.voters(count).await;
+        cluster
+    }
+
+    /// Starts a member that belongs to nothing yet, or begins the cluster.
+    pub(crate) async fn begin(&mut self, joins: bool) -> &mut Member {
+        let dir = tempfile::tempdir().unwrap();
+        let address = free_address();
+        let (store, peers, serving) = start(&self.authority, dir.path(), &address, joins).await;
+        self.members.push(Member { store, peers, address, dir, serving: Some(serving) });
+        self.members.last_mut().unwrap()
+    }
+
+    /// Starts a member and lets it join.
+    pub(crate) async fn add(&mut self) {
+        let known = self.known();
+        let member = self.begin(true).await;
+        member.peers.join(&known, &member.address).await.unwrap();
+    }
+
+    /// Where the members are.
+    pub(crate) fn known(&self) -> Vec<(u64, String)> {
+        self.members.iter().map(|member| (member.id(), member.address.clone())).collect()
+    }
+
+    /// Waits until so many members vote.
+    pub(crate) async fn voters(&self, count: usize) {
+        until(async || {
+            let members = self.members[0].store.members().unwrap();
+            members.iter().filter(|member| member.role != Role::Learner).count() == count
+        })
+        .await;
+    }
+
+    /// The place of the member that leads, once all running members agree.
+    pub(crate) async fn leader(&self) -> usize {
+        loop {
+            let leads = |member: &Member| member.store.leadership().borrow().leader;
+            if let Some(at) = self.members.iter().position(leads) {
+                let id = self.members[at].id();
+                let running = self.members.iter().filter(|member| member.serving.is_some());
+                if running.clone().all(|member| member.peers.leader() == Some(id)) {
+                    return at;
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The place of a member that does not lead.
+    pub(crate) async fn follower(&self) -> usize {
+        let leader = self.leader().await;
+        (0..self.members.len()).find(|at| *at != leader).unwrap()
+    }
+
+    pub(crate) async fn shutdown(&mut self) {
+        for member in &mut self.members {
+            member.stop().await;
+        }
+    }
+}
+
+async fn start(
+    authority: &Arc<Authority>,
+    dir: &Path,
+    address: &str,
+    joins: bool,
+) -> (Store, Peers, Serving) {
+    let listener = Listener::bind(address.parse().unwrap()).await.unwrap();
+    let peers = Peers::new(authority.clone());
+    let config = Config { history: HistoryBounds::default(), ..Config::new(dir) };
+    let store = Store::open_member(config, address, joins, peers.network()).await.unwrap();
+    let serving = peers.start(store.clone(), listener).unwrap();
+    (store, peers, serving)
+}
+
+/// An address that was free a moment ago. Its member keeps it through restarts.
+fn free_address() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Waits until something has come to be.
+pub(crate) async fn until(mut is: impl AsyncFnMut() -> bool) {
+    while !is().await {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+pub(crate) async fn write(store: &Store, name: &str, value: &str) {
+    let txn = Txn::new().put(key(name), Precondition::Any, Draft::opaque(value.as_bytes()));
+    store.commit(txn).await.unwrap();
+}
+
+/// What a member says that a key holds, after asking the leader.
+pub(crate) async fn read(store: &Store, name: &str) -> Option<String> {
+    store.barrier().await.unwrap();
+    store.get(&key(name)).map(|record| String::from_utf8_lossy(record.body()).into_owned())
+}
+
+fn key(name: &str) -> Key {
+    Key::from(format!("/test/{name}"))
+}
