@@ -7,6 +7,7 @@ pub mod cache;
 mod config;
 mod executor;
 mod kubeconfig;
+mod leading;
 pub mod manager;
 mod recorder;
 mod scheduling;

@@ -1,4 +1,5 @@
 //! Starting a server: the parts are joined in the order in which they depend on each other, and end in the other one.
+//! What only the leader runs is in `leading`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,22 +13,17 @@ use hyper::{Request, Response};
 use lichen_api::Status;
 use lichen_apiserver::Mount;
 use lichen_artifacts::{Artifacts, CompileCommand};
-use lichen_gateway::Gateway;
 use lichen_gateway::broker;
-use lichen_gateway::bus::{Bus, EmbeddedBus};
-use lichen_gateway::external::{self, ExternalBus};
-use lichen_mqtt::Access;
-use lichen_pki::{Authority, ClientTrust, GATEWAY_USER, PkiError, Rotating};
+use lichen_pki::{Authority, PkiError, Rotating};
 use lichen_registry::{AllocationRanges, Identity, MASTERS_GROUP, Registry, Sources};
 use lichen_store::Store;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::kubeconfig::kubeconfig;
-use crate::{Broker, Config, manager};
+use crate::leading::{Leader, Leading, Owner, Venue};
+use crate::{Broker, Config};
 
-/// How long the first leader may take to be found.
-const LEADER_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Where artifacts are served on the API's port.
 const ARTIFACTS_PREFIX: &str = "/v2/";
 /// The user of the kubeconfig that a server hands out.
@@ -59,9 +55,6 @@ pub enum StartError {
     /// The store does not open; another server may have the data directory.
     #[error("cannot open the store")]
     Store(#[from] lichen_store::OpenError),
-    /// No member of the store leads.
-    #[error("no leader was found within {} s", LEADER_WAIT_MAX.as_secs())]
-    Leader,
     /// Certificates cannot be read or made.
     #[error("cannot use the cluster's authority")]
     Authority(#[from] PkiError),
@@ -95,12 +88,9 @@ pub struct Server {
     admin_kubeconfig: String,
     registry: Registry,
     store: Store,
-    gateway: Gateway,
-    broker: Option<broker::Broker>,
+    leading: Leading,
     stop_api: watch::Sender<bool>,
     api: JoinSet<()>,
-    stop_manager: watch::Sender<bool>,
-    manager: JoinSet<()>,
 }
 
 impl std::fmt::Debug for Server {
@@ -136,61 +126,49 @@ impl Server {
         let admin = authority.issue_client(ADMIN, Some(MASTERS_GROUP))?;
         let certificate = Rotating::server(authority.clone(), names(config, &ranges))?;
         let tls = |alpn: &[&[u8]]| certificate.server_config(alpn).map(Arc::new);
-        let mut leadership = store.leadership();
-        let found = leadership.wait_for(|now| now.leader);
-        match tokio::time::timeout(LEADER_WAIT_MAX, found).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return Err(StartError::Leader),
-        }
         let registry = Registry::new(store.clone(), ranges, Sources::system());
         let command = CompileCommand::new(config.compile_worker.iter().map(Into::into).collect());
         let artifacts = Artifacts::open(&config.data_dir.join("artifacts"), command, authority.clone())?;
 
-        let (broker, bus): (_, Box<dyn Bus>) = match &config.broker {
+        // Every address is taken before anything is served: one that can't be had is told at the start.
+        let (venue, mqtt_addr) = match &config.broker {
             Broker::Embedded(listen) => {
-                let limits = broker::Limits::default();
-                let admit = lichen_gateway::admit_members(registry.clone());
-                let config = broker::Config { listen: *listen, tls: tls(&[])?, limits, admit };
-                let broker = broker::Broker::start(config).await?;
-                let bus = EmbeddedBus::new(broker.port())?;
-                (Some(broker), Box::new(bus))
+                let seat = broker::Seat::bind(*listen)?;
+                let address = seat.local_addr();
+                (Venue::Embedded { seat, tls: tls(&[])? }, Some(address))
             }
-            Broker::External(access) => (None, Box::new(external_bus(access, &authority)?)),
+            Broker::External(access) => (Venue::External(access.clone()), None),
         };
-        let gateway = lichen_gateway::Config {
+        let owner = Owner::default();
+        let api = lichen_apiserver::Config {
+            registry: registry.clone(),
+            streams: Some(Arc::new(owner.clone())),
+            presence: Some(Arc::new(owner.clone())),
+            tls: tls(&[b"h2", b"http/1.1"])?,
+            listen: config.api_addr,
+            mounts: vec![(ARTIFACTS_PREFIX.to_owned(), Arc::new(ArtifactMount(artifacts.clone())))],
+        };
+        let api = lichen_apiserver::build(api).await?;
+        let api_addr = api.address();
+        let leader = Leader {
+            registry: registry.clone(),
+            artifacts,
+            authority: authority.clone(),
+            venue,
             silence_grace: config.silence_grace,
             node_certificate_ttl: config.node_certificate_ttl,
             timing: config.timing,
-            ..lichen_gateway::Config::new(registry.clone(), artifacts.clone(), authority.clone(), bus)
+            api_port: api_addr.port(),
         };
-        let gateway = Gateway::start(gateway).await?;
-        let api = lichen_apiserver::Config {
-            registry: registry.clone(),
-            streams: Some(Arc::new(gateway.links())),
-            presence: Some(Arc::new(gateway.links())),
-            tls: tls(&[b"h2", b"http/1.1"])?,
-            listen: config.api_addr,
-            mounts: vec![(ARTIFACTS_PREFIX.to_owned(), Arc::new(ArtifactMount(artifacts)))],
-        };
-        let api = match begin_api(api, &registry).await {
-            Ok(api) => api,
-            Err(error) => {
-                gateway.shutdown().await;
-                shut_down(broker).await;
-                return Err(error);
-            }
-        };
-        let (api_addr, mqtt_addr) = (api.address(), broker.as_ref().map(broker::Broker::local_addr));
+        let leading = Leading::start(leader, owner).await?;
 
         let admin_kubeconfig = kubeconfig(&url(config, api_addr), authority.ca_pem(), ADMIN, &admin);
-        let (stop_api, stop_manager) = (watch::Sender::new(false), watch::Sender::new(false));
-        let (mut api_task, mut manager_task) = (JoinSet::new(), JoinSet::new());
+        let (stop_api, mut api_task) = (watch::Sender::new(false), JoinSet::new());
         let mut stopping = stop_api.subscribe();
         api_task.spawn(api.run(async move {
             // An error means that the server was dropped, which stops it as well.
             let _ = stopping.wait_for(|stop| *stop).await;
         }));
-        manager_task.spawn(manager::run(registry.clone(), stop_manager.subscribe()));
         tracing::info!(%api_addr, broker = ?config.broker, data_dir = %config.data_dir.display(), "the server runs");
         Ok(Server {
             api_addr,
@@ -199,12 +177,9 @@ impl Server {
             admin_kubeconfig,
             registry,
             store,
-            gateway,
-            broker,
+            leading,
             stop_api,
             api: api_task,
-            stop_manager,
-            manager: manager_task,
         })
     }
 
@@ -243,59 +218,21 @@ impl Server {
     pub async fn failed(&mut self) {
         tokio::select! {
             ended = self.api.join_next() => tracing::error!(?ended, "the API server has ended"),
-            ended = self.manager.join_next() => tracing::error!(?ended, "controllers and scheduler have ended"),
+            () = self.leading.failed() => tracing::error!("the leadership is no longer followed"),
         }
     }
 
     /// Stops accepting, drains every task, makes the store durable and closes it.
     pub async fn shutdown(mut self) {
         self.stop_api.send_replace(true);
-        drain(&mut self.api, "the API server").await;
-        self.stop_manager.send_replace(true);
-        drain(&mut self.manager, "controllers and scheduler").await;
-        self.gateway.shutdown().await;
-        shut_down(self.broker).await;
+        while let Some(ended) = self.api.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "the API server ended badly");
+            }
+        }
+        self.leading.shutdown().await;
         self.store.shutdown().await;
         tracing::info!("the server has ended");
-    }
-}
-
-/// Binds the API server, and makes what every cluster has, which is told the port.
-async fn begin_api(
-    config: lichen_apiserver::Config,
-    registry: &Registry,
-) -> Result<lichen_apiserver::Bound, StartError> {
-    let api = lichen_apiserver::build(config).await?;
-    registry.bootstrap(api.address().port()).await.map_err(StartError::Bootstrap)?;
-    Ok(api)
-}
-
-async fn drain(tasks: &mut JoinSet<()>, what: &str) {
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(%error, "{what} ended badly");
-        }
-    }
-}
-
-/// A client of the user's broker. Where nothing else is said it shows a certificate of the cluster's authority.
-fn external_bus(access: &Access, authority: &Arc<Authority>) -> Result<ExternalBus, PkiError> {
-    let cluster = authority.ca_pem();
-    let tls = match access.login.is_none() && access.credentials.is_none() {
-        // The gateway's own certificate does not end while it connects again and again.
-        true => {
-            let trust = ClientTrust::Authority(access.ca_pem.as_deref().unwrap_or(cluster).to_owned());
-            Arc::new(Rotating::client(authority.clone(), GATEWAY_USER, None)?.client_config(&trust)?)
-        }
-        false => access.tls(&ClientTrust::Authority(cluster.to_owned()), None)?,
-    };
-    let (broker, login) = (access.address.clone(), access.login.clone());
-    Ok(ExternalBus::spawn(external::Config { broker, tls, login }))
-}
-
-async fn shut_down(broker: Option<broker::Broker>) {
-    if let Some(broker) = broker {
-        broker.shutdown().await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lichen_gateway::broker::{Admit, Broker, Config, Limits};
+use lichen_gateway::broker::{Admit, Broker, Config, Limits, Seat};
 use lichen_gateway::bus::{Arrival, Bus, EmbeddedBus};
 use lichen_gateway::external::{self, ExternalBus};
 use lichen_pki::Authority;
@@ -17,10 +17,9 @@ async fn a_bus_hears_nodes_and_joins_and_speaks_to_them() {
     let authority = Authority::open_or_create(dir.path()).unwrap();
     let credentials = authority.issue_server(&["localhost".to_owned()]).unwrap();
     let tls = Arc::new(lichen_pki::server_config(&credentials, authority.ca_pem(), &[]).unwrap());
-    let listen = ([127, 0, 0, 1], 0).into();
-    let broker = Broker::start(Config { listen, tls, limits: Limits::default(), admit: Admit::everyone() })
-        .await
-        .unwrap();
+    let seat = Seat::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let config = Config { tls, limits: Limits::default(), admit: Admit::everyone() };
+    let broker = Broker::start(&seat, config).unwrap();
     let mut bus = EmbeddedBus::new(broker.port()).unwrap();
     let mut node = broker.port();
     assert_eq!(bus.recv().await, Some(Arrival::Linked));
@@ -50,11 +49,13 @@ async fn another_broker_is_a_bus_and_found_again() {
     let credentials = authority.issue_server(&["127.0.0.1".to_owned()]).unwrap();
     let tls = Arc::new(lichen_pki::server_config(&credentials, authority.ca_pem(), &[]).unwrap());
     let own = authority.issue_client(lichen_pki::GATEWAY_USER, None).unwrap();
-    let broker = async |listen| {
+    // The port stays the same and is refused while no broker runs there.
+    let seat = Seat::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let broker = || {
         let (tls, limits) = (tls.clone(), Limits::default());
-        Broker::start(Config { listen, tls, limits, admit: Admit::everyone() }).await.unwrap()
+        Broker::start(&seat, Config { tls, limits, admit: Admit::everyone() }).unwrap()
     };
-    let mut there = broker(([127, 0, 0, 1], 0).into()).await;
+    let mut there = broker();
     let address = there.local_addr();
     let access = lichen_mqtt::Access::new(address.to_string());
     let trust = lichen_pki::ClientTrust::Authority(authority.ca_pem().to_owned());
@@ -78,6 +79,7 @@ async fn another_broker_is_a_bus_and_found_again() {
         there.shutdown().await;
         assert_eq!(next(&mut bus).await, Arrival::Lost);
         assert!(publisher.publish("lichen/v1/n/a/down", Bytes::new()).is_err(), "there is no broker");
-        there = broker(address).await;
+        assert!(tokio::net::TcpStream::connect(address).await.is_err(), "the port is ours, and refuses");
+        there = broker();
     }
 }

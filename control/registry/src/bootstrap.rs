@@ -47,6 +47,13 @@ impl Registry {
         namespace: Option<&str>,
         object: Value,
     ) -> Result<(), Status> {
+        // What is there needs no entry in the log.
+        if self
+            .get_local(resource, namespace, object["metadata"]["name"].as_str().unwrap_or_default())
+            .is_ok()
+        {
+            return Ok(());
+        }
         let identity = Identity::component(BOOTSTRAPPER);
         match self.create(&identity, resource, namespace, object, &WriteOptions::default()).await {
             Ok(_) => Ok(()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use lichen_api::{Resource, Status};
-use lichen_store::{CommitError, Committed, Draft, Key, Precondition, Record, Revision, Store, Txn};
+use lichen_store::{CommitError, Committed, Draft, Key, Precondition, Record, Revision, Store, Term, Txn};
 use serde_json::Value;
 
 use crate::AllocationRanges;
@@ -58,6 +58,7 @@ impl fmt::Debug for Sources {
 #[derive(Clone, Debug)]
 pub struct Registry {
     pub(crate) inner: Arc<Inner>,
+    fence: Option<Term>,
     guard: Option<(Key, Revision)>,
 }
 
@@ -76,19 +77,28 @@ impl Registry {
     pub fn new(store: Store, ranges: AllocationRanges, sources: Sources) -> Self {
         Self {
             inner: Arc::new(Inner { store, sources, ranges, allocating: Default::default() }),
+            fence: None,
             guard: None,
         }
+    }
+
+    /// The same registry for what only the leader of a term may write: once another term has begun, nothing is.
+    #[must_use]
+    pub fn fenced(&self, term: Term) -> Self {
+        Self { fence: Some(term), ..self.clone() }
     }
 
     /// The same registry for a writer that holds something: it writes only while a key is at a revision. Afterwards
     /// every write is refused as one that the store can't take.
     #[must_use]
     pub fn guarded(&self, key: Key, revision: Revision) -> Self {
-        Self { inner: self.inner.clone(), guard: Some((key, revision)) }
+        Self { guard: Some((key, revision)), ..self.clone() }
     }
 
-    /// Commits a transaction under the guard. Objects are written by the other methods.
+    /// Commits a transaction under fence and guard. Objects are written by the other methods.
     pub async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
+        let fence = txn.fence.or(self.fence);
+        let txn = txn.fenced(fence);
         let Some((key, revision)) = &self.guard else { return self.inner.store.commit(txn).await };
         let guard = txn.ops.len();
         let txn = txn.check(key.clone(), Precondition::Revision(*revision));

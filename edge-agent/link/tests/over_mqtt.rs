@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lichen_gateway::broker::{Admit, Broker, Config as BrokerConfig, Limits as BrokerLimits, Port};
+use lichen_gateway::broker::{Admit, Broker, Config as BrokerConfig, Limits as BrokerLimits, Port, Seat};
 use lichen_gateway::bus::Message;
 use lichen_link::{Config, JoinConfig, JoinError, Link, LinkEvent, LinkStream, StreamError, join};
 use lichen_pki::{Authority, ClientTrust, Credentials, Digest, client_config, server_config};
@@ -50,8 +50,8 @@ impl World {
         let revoked = self.revoked.clone();
         let admit = Admit::by(move |_, public_key| !revoked.lock().unwrap().contains(public_key));
         let limits = BrokerLimits::default();
-        let config = BrokerConfig { listen, tls: Arc::new(tls), limits, admit };
-        self.broker = Some(Broker::start(config).await.unwrap());
+        let config = BrokerConfig { tls: Arc::new(tls), limits, admit };
+        self.broker = Some(Broker::start(&Seat::bind(listen).unwrap(), config).unwrap());
     }
 
     fn broker(&self) -> &Broker {

@@ -14,7 +14,7 @@ mod hub;
 mod tests;
 mod trie;
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use bytes::Bytes;
 use hub::Hub;
 use lichen_mqtt::Message;
 use lichen_mqtt::packet::QoS;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -82,14 +83,54 @@ impl Default for Limits {
 /// How the broker is set up.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen; port 0 picks one.
-    pub listen: SocketAddr,
     /// TLS with client certificates asked for and not required.
     pub tls: Arc<rustls::ServerConfig>,
     /// The bounds.
     pub limits: Limits,
     /// Which nodes are let in.
     pub admit: Admit,
+}
+
+/// An address that is the broker's whether it runs or not. While it does not, connections are refused at once, so that
+/// clients look elsewhere.
+#[derive(Debug)]
+pub struct Seat {
+    socket: Socket,
+    address: SocketAddr,
+}
+
+impl Seat {
+    /// Takes an address; port 0 picks one.
+    ///
+    /// # Errors
+    /// [`BrokerError::Bind`] if it can't be had, for instance since the port is in use.
+    pub fn bind(address: SocketAddr) -> Result<Self, BrokerError> {
+        let bind = |address: SocketAddr| {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            // Connections of an earlier run may linger on the port.
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+            Ok(Self { socket, address: bound })
+        };
+        // A socket keeps its port after it has listened only if it asked for that very port.
+        let bound = |seat: Self| if address.port() == 0 { bind(seat.address) } else { Ok(seat) };
+        bind(address).and_then(bound).map_err(|source| BrokerError::Bind { address, source })
+    }
+
+    /// The address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn listen(&self) -> Result<TcpListener, BrokerError> {
+        let listen = || {
+            self.socket.listen(BACKLOG_MAX)?;
+            TcpListener::from_std(self.socket.try_clone()?.into())
+        };
+        listen().map_err(|source| BrokerError::Bind { address: self.address, source })
+    }
 }
 
 /// A running broker. Dropping it ends its connections; [`Broker::shutdown`] also waits for them.
@@ -102,14 +143,13 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Listens and starts to serve.
+    /// Listens and starts to serve. One at a time may have a seat.
     ///
     /// # Errors
-    /// [`BrokerError::Bind`] if the address can't be listened on, for instance since the port is in use.
-    pub async fn start(config: Config) -> Result<Self, BrokerError> {
-        let failed = |source| BrokerError::Bind { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+    /// [`BrokerError::Bind`] if the address can't be listened on.
+    pub fn start(seat: &Seat, config: Config) -> Result<Self, BrokerError> {
+        let listener = seat.listen()?;
+        let address = seat.local_addr();
         let hub = Hub::new(config.limits, config.admit);
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(accept(listener, TlsAcceptor::from(config.tls), Arc::clone(&hub), stopped));
@@ -164,12 +204,18 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, hub: Arc<Hub>, mut stop
             _ = stopped.changed() => break,
         }
     }
+    // The seat keeps the port, but takes no more connections. Closing alone would not end that.
+    if let Err(error) = SockRef::from(&listener).shutdown(Shutdown::Read) {
+        tracing::warn!(%error, "the broker's port still accepts connections");
+    }
     drop(listener);
     hub.close();
     let _ = tokio::time::timeout(DRAIN_MAX, async { while clients.join_next().await.is_some() {} }).await;
     clients.shutdown().await;
 }
 
+/// Most connections that wait to be accepted.
+const BACKLOG_MAX: i32 = 1024;
 /// How long to wait after a failure to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections may take to end.

@@ -35,11 +35,11 @@ impl World {
         let authority = Authority::open_or_create(folder.path()).unwrap();
         let server = authority.issue_server(&["localhost".into()]).unwrap();
         let tls = Arc::new(server_config(&server, authority.ca_pem(), &[]).unwrap());
-        let listen = ([127, 0, 0, 1], 0).into();
+        let seat = Seat::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let removed = Removed::default();
         let out = removed.clone();
         let admit = Admit::by(move |node, _| !out.lock().unwrap().contains(node));
-        let broker = Broker::start(Config { listen, tls, limits, admit }).await.unwrap();
+        let broker = Broker::start(&seat, Config { tls, limits, admit }).unwrap();
         Self { authority, broker, removed, _folder: folder }
     }
 
@@ -315,12 +315,8 @@ async fn malformed_and_misplaced_packets_end_the_connection_only() {
 #[tokio::test]
 async fn a_port_in_use_is_a_clear_error() {
     let world = World::new(Limits::default()).await;
-    let server = world.authority.issue_server(&["localhost".into()]).unwrap();
-    let tls = Arc::new(server_config(&server, world.authority.ca_pem(), &[]).unwrap());
     let listen = world.broker.local_addr();
-    let error = Broker::start(Config { listen, tls, limits: Limits::default(), admit: Admit::everyone() })
-        .await
-        .unwrap_err();
+    let error = Seat::bind(listen).unwrap_err();
     assert!(
         error.to_string().starts_with(&format!("the MQTT broker cannot listen on {listen}: ")),
         "{error}"

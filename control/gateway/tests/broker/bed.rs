@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lichen_firmware_tests::mosquitto::{Mosquitto, Proof};
-use lichen_gateway::broker::{Admit, Broker, Config, Limits};
+use lichen_gateway::broker::{Admit, Broker, Config, Limits, Seat};
 use lichen_mqtt::Login;
 use lichen_pki::{Authority, ClientTrust, Credentials, GATEWAY_USER, client_config, server_config};
 
@@ -53,9 +53,9 @@ impl Bed {
         let running = match kind {
             Kind::Embedded => {
                 let tls = Arc::new(server_config(&server, authority.ca_pem(), &[]).unwrap());
-                let listen = ([127, 0, 0, 1], 0).into();
-                let config = Config { listen, tls, limits: Limits::default(), admit: Admit::everyone() };
-                Running::Embedded(Broker::start(config).await.unwrap())
+                let seat = Seat::bind(([127, 0, 0, 1], 0).into()).unwrap();
+                let config = Config { tls, limits: Limits::default(), admit: Admit::everyone() };
+                Running::Embedded(Broker::start(&seat, config).unwrap())
             }
             Kind::MosquittoCertificates => Running::Mosquitto(mosquitto(Proof::Certificates, &[])?),
             Kind::MosquittoPasswords => {
