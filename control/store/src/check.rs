@@ -9,16 +9,15 @@ use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-
-use redb::StorageBackend;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::disk::DiskError;
 use crate::file::{Position, StateFile};
 use crate::log::{LogFacts, LogStore};
-use crate::storage::Source;
+use crate::volume::{Dir, Volume, VolumeFile};
 use crate::{OpenError, Revision, Term};
 
+/// What is kept of a file at once, when some of it is written.
 const PAGE_BYTES: u64 = 4096;
 
 /// What a store holds, and what is wrong with it.
@@ -74,8 +73,9 @@ pub fn check(dir: &Path) -> Result<Report, OpenError> {
         Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
     let mut report = Report::default();
-    let log = LogStore::look(overlay(dir, crate::log::NAME));
-    let state = StateFile::look(overlay(dir, crate::file::NAME));
+    let volume: Arc<dyn Volume> = Arc::new(Overlay { dir: Dir::new(dir) });
+    let log = LogStore::look(volume.clone());
+    let state = StateFile::look(volume);
     match &log {
         Ok((log, entries)) => {
             report.entries = *entries;
@@ -117,57 +117,84 @@ pub(crate) fn contradictions(log: &LogFacts, position: &Position) -> Vec<&'stati
     rules.into_iter().filter(|(holds, _)| !holds).map(|(_, problem)| problem).collect()
 }
 
-/// A file that can be read, and seems to be written.
-fn overlay(dir: &Path, name: &str) -> Source {
-    let path = dir.join(name);
-    Box::new(move || Ok(Box::new(Overlay::open(&path)?)))
+/// A directory whose files seem to be written, while they are only read.
+#[derive(Debug)]
+struct Overlay {
+    dir: Dir,
+}
+
+fn read_only<T>() -> io::Result<T> {
+    Err(io::ErrorKind::ReadOnlyFilesystem.into())
+}
+
+impl Volume for Overlay {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.dir.list()
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn VolumeFile>> {
+        let file = self.dir.open(name)?;
+        let size = file.size()?;
+        if size == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
+        }
+        let written = Written { pages: BTreeMap::new(), size, file_size: size };
+        Ok(Box::new(Overlaid { file, written: Mutex::new(written) }))
+    }
+
+    fn create(&self, _name: &str) -> io::Result<Box<dyn VolumeFile>> {
+        read_only()
+    }
+
+    fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
+        read_only()
+    }
+
+    fn remove(&self, _name: &str) -> io::Result<()> {
+        read_only()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What was written stays in memory and hides what is in the file.
 #[derive(Debug)]
-struct Overlay {
-    file: File,
+struct Overlaid {
+    file: Box<dyn VolumeFile>,
     written: Mutex<Written>,
 }
 
 #[derive(Debug)]
 struct Written {
     pages: BTreeMap<u64, Vec<u8>>,
-    len: u64,
+    size: u64,
     /// Nothing of the file is left behind this.
-    file_len: u64,
+    file_size: u64,
 }
 
-impl Overlay {
-    fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let len = file.metadata()?.len();
-        if len == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
-        }
-        Ok(Self { file, written: Mutex::new(Written { pages: BTreeMap::new(), len, file_len: len }) })
-    }
-
+impl Overlaid {
     fn page(&self, written: &Written, index: u64) -> io::Result<Vec<u8>> {
         if let Some(page) = written.pages.get(&index) {
             return Ok(page.clone());
         }
         let mut page = vec![0; PAGE_BYTES as usize];
         let start = index * PAGE_BYTES;
-        let size = written.file_len.saturating_sub(start).min(PAGE_BYTES) as usize;
-        read_at(&self.file, start, &mut page[..size])?;
+        let size = written.file_size.saturating_sub(start).min(PAGE_BYTES) as usize;
+        self.file.read(start, &mut page[..size])?;
         Ok(page)
     }
 
     /// Visits the pages of a range, each with its part of the page and of the range.
     fn each(
-        offset: u64,
+        at: u64,
         len: usize,
         mut visit: impl FnMut(u64, std::ops::Range<usize>, std::ops::Range<usize>) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut done = 0;
         while done < len {
-            let at = offset + done as u64;
+            let at = at + done as u64;
             let within = (at % PAGE_BYTES) as usize;
             let size = (PAGE_BYTES as usize - within).min(len - done);
             visit(at / PAGE_BYTES, within..within + size, done..done + size)?;
@@ -181,58 +208,44 @@ impl Overlay {
     }
 }
 
-#[cfg(unix)]
-fn read_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-}
-
-#[cfg(not(unix))]
-fn read_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
-    use std::io::{Read as _, Seek as _, SeekFrom};
-    // Under the lock of what was written, so nobody else moves the position.
-    let mut file = file;
-    file.seek(SeekFrom::Start(offset))?;
-    file.read_exact(out)
-}
-
-impl StorageBackend for Overlay {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.written().len)
+impl VolumeFile for Overlaid {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.written().size)
     }
 
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        let mut written = self.written();
+        if size < written.size {
+            // What comes after the end is zeros when the file grows again.
+            written.pages.retain(|index, _| index * PAGE_BYTES < size);
+            written.file_size = written.file_size.min(size);
+        }
+        written.size = size;
+        Ok(())
+    }
+
+    fn read(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
         let written = self.written();
-        if offset + out.len() as u64 > written.len {
+        if at + out.len() as u64 > written.size {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Self::each(offset, out.len(), |index, within, range| {
+        Self::each(at, out.len(), |index, within, range| {
             out[range].copy_from_slice(&self.page(&written, index)?[within]);
             Ok(())
         })
     }
 
-    fn set_len(&self, len: u64) -> io::Result<()> {
+    fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let mut written = self.written();
-        if len < written.len {
-            // What comes after the end is zeros when the file grows again.
-            written.pages.retain(|index, _| index * PAGE_BYTES < len);
-            written.file_len = written.file_len.min(len);
-        }
-        written.len = len;
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut written = self.written();
-        Self::each(offset, data.len(), |index, within, range| {
+        Self::each(at, data.len(), |index, within, range| {
             let mut page = self.page(&written, index)?;
             page[within].copy_from_slice(&data[range]);
             written.pages.insert(index, page);
             Ok(())
         })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -17,8 +17,9 @@ use redb::{
 };
 
 use crate::codec::{self, DecodeError};
-use crate::health::advice;
-use crate::storage::{self, Counters, Counting, Source};
+use crate::health::{Reopen, advice};
+use crate::storage::{Counters, Counting};
+use crate::volume::Volume;
 
 /// The version of both databases as a whole: which tables there are and what they mean.
 const FORMAT: u32 = 1;
@@ -110,7 +111,7 @@ pub(crate) type Init<'a> = &'a dyn Fn(&WriteTransaction) -> Result<(), redb::Err
 /// A database file.
 pub(crate) struct Disk {
     name: &'static str,
-    source: Source,
+    volume: Arc<dyn Volume>,
     held: RwLock<Held>,
     counters: Arc<Counters>,
 }
@@ -139,20 +140,40 @@ impl Debug for Disk {
 
 impl Disk {
     /// Opens a database and checks it from end to end, or makes one with what `init` puts into it.
-    pub(crate) fn open(dir: &Path, name: &'static str, init: Init<'_>) -> Result<Self, DiskError> {
-        let path = dir.join(name);
-        if !path.exists() {
-            create(dir, &path, name, init)?;
+    pub(crate) fn open(
+        volume: &Arc<dyn Volume>,
+        name: &'static str,
+        init: Init<'_>,
+    ) -> Result<Self, DiskError> {
+        match Self::existing(volume.clone(), name, init) {
+            Err(DiskError::Io { kind: io::ErrorKind::NotFound, .. }) => {
+                create(volume, name, init)?;
+                Self::existing(volume.clone(), name, init)
+            }
+            opened => opened,
         }
-        Self::on(storage::file(path), name, init)
     }
 
-    /// The same on any storage.
-    pub(crate) fn on(source: Source, name: &'static str, init: Init<'_>) -> Result<Self, DiskError> {
+    /// Opens a database that exists and checks it from end to end.
+    pub(crate) fn existing(
+        volume: Arc<dyn Volume>,
+        name: &'static str,
+        init: Init<'_>,
+    ) -> Result<Self, DiskError> {
+        Self::on(volume, name, name, init)
+    }
+
+    /// The same in a file that may have another name.
+    fn on(
+        volume: Arc<dyn Volume>,
+        file: &str,
+        name: &'static str,
+        init: Init<'_>,
+    ) -> Result<Self, DiskError> {
         let counters = Arc::new(Counters::default());
-        let database = start(&source, name, &counters)?;
+        let database = start(&*volume, file, name, &counters)?;
         let held = RwLock::new(Held { state: State::Open(database), generation: 0 });
-        let disk = Self { name, source, held, counters };
+        let disk = Self { name, volume, held, counters };
         let format = match disk.read(|view| read_meta(view, FORMAT_KEY))? {
             Some(format) => format.try_into().map(u32::from_le_bytes).unwrap_or_default(),
             None => {
@@ -167,28 +188,6 @@ impl Disk {
             return Ok(disk);
         }
         Err(DiskError::Version { name: name.into(), found: format })
-    }
-
-    /// Opens the file anew and checks it from end to end: after an error nothing else may be done with it. Does nothing
-    /// if it has been opened since `generation`.
-    pub(crate) fn reopen(&self, generation: u64) -> Result<(), DiskError> {
-        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        if held.generation != generation {
-            return Ok(());
-        }
-        if matches!(held.state, State::Closed) {
-            return Err(self.closed());
-        }
-        // First, so that the old one lets go of the file. It leaves the file as it is, since it has failed.
-        held.state = State::Failed;
-        held.state = State::Open(start(&self.source, self.name, &self.counters)?);
-        held.generation += 1;
-        Ok(())
-    }
-
-    /// How often the file was opened anew.
-    pub(crate) fn generation(&self) -> u64 {
-        self.held.read().unwrap_or_else(PoisonError::into_inner).generation
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -257,28 +256,54 @@ impl Disk {
     }
 }
 
+impl Reopen for Disk {
+    fn generation(&self) -> u64 {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).generation
+    }
+
+    fn reopen(&self, generation: u64) -> Result<(), DiskError> {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        if held.generation != generation {
+            return Ok(());
+        }
+        if matches!(held.state, State::Closed) {
+            return Err(self.closed());
+        }
+        // First, so that the old one lets go of the file. It leaves the file as it is, since it has failed.
+        held.state = State::Failed;
+        held.state = State::Open(start(&*self.volume, self.name, self.name, &self.counters)?);
+        held.generation += 1;
+        Ok(())
+    }
+}
+
 /// Makes a database, under a name of its own until it is whole.
-fn create(dir: &Path, path: &Path, name: &'static str, init: Init<'_>) -> Result<(), DiskError> {
-    let fresh = path.with_extension("new");
+fn create(volume: &Arc<dyn Volume>, name: &'static str, init: Init<'_>) -> Result<(), DiskError> {
+    let fresh = format!("{name}.new");
     let make = || {
         let failed = |error: io::Error| DiskError::io(name, &error);
-        drop(storage::create(&fresh).map_err(failed)?);
-        Disk::on(storage::file(fresh.clone()), name, init)?.close();
-        fs::rename(&fresh, path).map_err(failed)?;
+        drop(volume.create(&fresh).map_err(failed)?);
+        Disk::on(volume.clone(), &fresh, name, init)?.close();
+        volume.rename(&fresh, name).map_err(failed)?;
         // The file's name has to survive a power cut as much as what is in it.
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+        volume.sync().map_err(failed)
     };
     let made = make();
     if made.is_err() {
         // It would take up room where there is none.
-        let _ = fs::remove_file(&fresh);
+        let _ = volume.remove(&fresh);
     }
     made
 }
 
-fn start(source: &Source, name: &'static str, counters: &Arc<Counters>) -> Result<Database, DiskError> {
+fn start(
+    volume: &dyn Volume,
+    file: &str,
+    name: &'static str,
+    counters: &Arc<Counters>,
+) -> Result<Database, DiskError> {
     let failed = |error: io::Error| DiskError::io(name, &error);
-    let storage = Counting::open(source, counters.clone()).map_err(failed)?;
+    let storage = Counting::open(volume, file, counters.clone()).map_err(failed)?;
     let new = storage.len().map_err(failed)? == 0;
     redb::Builder::new()
         .set_cache_size(CACHE_BYTES)

@@ -4,16 +4,16 @@
 //! raft's log has the rest.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use redb::{Durability, ReadTransaction, ReadableTable as _, ReadableTableMetadata as _};
 use redb::{TableDefinition, WriteTransaction};
 
 use crate::codec::{DecodeError, Reader, put_bytes, put_u64};
-use crate::disk::{Disk, DiskError, Init, ReadError, read_meta, write_meta};
+use crate::disk::{Disk, DiskError, ReadError, read_meta, write_meta};
 use crate::log::MEMBER;
 use crate::types::{LogId, Membership, StoredMembership, put_log_id, read_log_id};
+use crate::volume::Volume;
 use crate::{Change, Key, Record, Revision};
 
 pub(crate) const NAME: &str = "state.redb";
@@ -125,36 +125,26 @@ pub(crate) struct Batch {
 /// The database.
 #[derive(Debug)]
 pub(crate) struct StateFile {
-    disk: Disk,
+    disk: Arc<Disk>,
     member: u64,
 }
 
 impl StateFile {
     /// Opens what belongs to a member, or makes it empty. Blocks.
-    pub(crate) fn open(dir: &Path, member: u64) -> Result<Self, DiskError> {
-        Self::on(member, |init| Disk::open(dir, NAME, init))
-    }
-
-    /// The same on any storage. Blocks.
-    #[cfg(test)]
-    pub(crate) fn on_storage(source: crate::storage::Source, member: u64) -> Result<Self, DiskError> {
-        Self::on(member, |init| Disk::on(source, NAME, init))
-    }
-
-    fn on(member: u64, open: impl FnOnce(Init<'_>) -> Result<Disk, DiskError>) -> Result<Self, DiskError> {
-        let disk = open(&|transaction| {
+    pub(crate) fn open(volume: &Arc<dyn Volume>, member: u64) -> Result<Self, DiskError> {
+        let disk = Disk::open(volume, NAME, &|transaction| {
             transaction.open_table(RECORDS)?;
             transaction.open_table(HISTORY)?;
             write_meta(transaction, MEMBER, &member.to_le_bytes())
         })?;
-        let file = Self { disk, member };
+        let file = Self { disk: Arc::new(disk), member };
         file.verify_owner()?;
         Ok(file)
     }
 
     /// Whose state a file holds, and which, without opening it for anybody. Blocks.
-    pub(crate) fn look(source: crate::storage::Source) -> Result<(u64, Image), DiskError> {
-        let disk = Disk::on(source, NAME, &|_| Ok(()))?;
+    pub(crate) fn look(volume: Arc<dyn Volume>) -> Result<(u64, Image), DiskError> {
+        let disk = Arc::new(Disk::existing(volume, NAME, &|_| Ok(()))?);
         let owner = disk.read(|view| read_meta(view, MEMBER))?.unwrap_or_default();
         let member = Reader::new(&owner).u64().map_err(|error| disk.corrupt(MEMBER, error))?;
         let image = Self { disk, member }.load()?;
@@ -183,7 +173,7 @@ impl StateFile {
         Ok(())
     }
 
-    pub(crate) fn disk(&self) -> &Disk {
+    pub(crate) fn disk(&self) -> &Arc<Disk> {
         &self.disk
     }
 

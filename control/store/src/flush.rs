@@ -1,20 +1,20 @@
 //! Brings the state in memory to rest, now and then, off everyone's way.
 //!
-//! Applied changes gather here. A thread saves them together: some time after the first, or at once when there are many
+//! Applied changes gather here. Their owner saves them together: some time after the first, or at once when there are many
 //! or somebody waits for it. Nothing changed, nothing is saved, and no disk is touched. When more gathers than may be
 //! held, applying waits. A disk that fails is waited for: the log keeps what is missing.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::Change;
 use crate::disk::DiskError;
 use crate::file::{Batch, Image, Position, StateFile};
 use crate::health::{Health, Part};
+use crate::runner::{Owner, Runner};
 use crate::types::LogId;
 
 /// How long a change may wait for company.
@@ -32,7 +32,7 @@ pub(crate) struct Progress {
     pub(crate) applied: Option<LogId>,
     /// Bytes that wait or are being saved.
     backlog: usize,
-    /// The thread has ended.
+    /// The owner has ended.
     ended: bool,
 }
 
@@ -53,12 +53,14 @@ struct Pending {
 #[derive(Debug)]
 struct Shared {
     pending: Mutex<Pending>,
-    wake: Condvar,
+    /// Wakes the owner, who looks what there is to do.
+    wake: Notify,
     progress: watch::Sender<Progress>,
     file: Arc<StateFile>,
     health: Arc<Health>,
+    runner: Runner,
     /// Held by whoever writes the file.
-    writing: Mutex<()>,
+    writing: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
@@ -66,51 +68,60 @@ impl Shared {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writing(&self) -> MutexGuard<'_, ()> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Writes the file, however long that takes.
-    fn persist(&self, write: impl Fn(&StateFile) -> Result<(), DiskError>) -> Result<(), DiskError> {
-        self.health.persist(Some(Part::State), self.file.disk(), |again| {
+    async fn persist(
+        &self,
+        write: impl Fn(&StateFile) -> Result<(), DiskError> + Sync,
+    ) -> Result<(), DiskError> {
+        let attempt = |again: bool| {
             if again {
                 self.file.verify(self.progress.borrow().applied.as_ref())?;
             }
             write(&self.file)
-        })
+        };
+        self.health.persist(Some(Part::State), &self.runner, &**self.file.disk(), attempt).await
+    }
+
+    /// Waits until there is a reason.
+    async fn woken(&self, reason: impl Fn(&Pending) -> bool) {
+        while !reason(&self.pending()) {
+            self.wake.notified().await;
+        }
     }
 }
 
-/// The way to the thread.
+/// The way to the owner of the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Flusher {
     shared: Arc<Shared>,
 }
 
 impl Flusher {
-    /// Starts the thread, with the state at rest at `position`.
+    /// Starts the owner, with the state at rest at `position`.
     pub(crate) fn start(
         file: Arc<StateFile>,
         health: Arc<Health>,
+        runner: Runner,
         position: Position,
-    ) -> io::Result<(Self, JoinHandle<()>)> {
+    ) -> io::Result<(Self, Owner)> {
         let applied = position.applied;
         let pending = Pending { batch: Batch { position, ..Batch::default() }, ..Pending::default() };
         let progress = watch::Sender::new(Progress { applied, ..Progress::default() });
         let shared = Arc::new(Shared {
             pending: Mutex::new(pending),
-            wake: Condvar::new(),
+            wake: Notify::new(),
             progress,
             file,
             health,
-            writing: Mutex::default(),
+            runner: runner.clone(),
+            writing: tokio::sync::Mutex::default(),
         });
         let flusher = Self { shared: shared.clone() };
-        let thread = std::thread::Builder::new().name("store-state".into()).spawn(move || {
-            run(&shared);
+        let owner = runner.start("store-state", async move {
+            run(&shared).await;
             shared.progress.send_modify(|progress| progress.ended = true);
         })?;
-        Ok((flusher, thread))
+        Ok((flusher, owner))
     }
 
     /// Takes in what was applied.
@@ -128,7 +139,7 @@ impl Flusher {
         pending.dirty |= membership;
         pending.batch.position = position;
         if (first && pending.dirty) || pending.bytes >= BATCH_BYTES {
-            self.shared.wake.notify_all();
+            self.shared.wake.notify_one();
         }
         let backlog = pending.bytes + pending.saving;
         drop(pending);
@@ -156,7 +167,7 @@ impl Flusher {
         let wanted = {
             let mut pending = self.shared.pending();
             pending.urgent = true;
-            self.shared.wake.notify_all();
+            self.shared.wake.notify_one();
             pending.batch.position.applied
         };
         let reached = |progress: &Progress| progress.applied >= wanted || progress.ended;
@@ -164,11 +175,11 @@ impl Flusher {
         if progress.applied >= wanted { Ok(()) } else { Err(io::Error::other("the store is shut down")) }
     }
 
-    /// Replaces the whole state, at rest too, and forgets what was pushed. Blocks.
-    pub(crate) fn replace(&self, image: &Image) -> Result<(), DiskError> {
-        // What the thread took before is saved either before this or, since the epoch is another one, not at all.
-        let _writing = self.shared.writing();
-        self.shared.persist(|file| file.replace(image))?;
+    /// Replaces the whole state, at rest too, and forgets what was pushed. Only within what the runner has lent.
+    pub(crate) async fn replace(&self, image: &Image) -> Result<(), DiskError> {
+        // What the owner took before is saved either before this or, since the epoch is another one, not at all.
+        let _writing = self.shared.writing.lock().await;
+        self.shared.persist(|file| file.replace(image)).await?;
         let mut pending = self.shared.pending();
         let applied = image.position.applied;
         *pending = Pending {
@@ -185,41 +196,38 @@ impl Flusher {
         Ok(())
     }
 
-    /// Asks the thread to save what there is and end.
+    /// Asks the owner to save what there is and end.
     pub(crate) fn stop(&self) {
         self.shared.pending().stop = true;
-        self.shared.wake.notify_all();
+        self.shared.wake.notify_one();
     }
 }
 
-fn run(shared: &Shared) {
+async fn run(shared: &Shared) {
     loop {
-        let mut pending = shared.pending();
-        let idle = |pending: &mut Pending| !(pending.dirty || pending.urgent || pending.stop);
-        pending = shared.wake.wait_while(pending, idle).unwrap_or_else(PoisonError::into_inner);
-        if pending.dirty {
-            let early =
-                |pending: &mut Pending| !(pending.urgent || pending.stop || pending.bytes >= BATCH_BYTES);
-            let waited = shared.wake.wait_timeout_while(pending, DELAY, early);
-            pending = waited.unwrap_or_else(PoisonError::into_inner).0;
+        shared.woken(|pending| pending.dirty || pending.urgent || pending.stop).await;
+        if shared.pending().dirty {
+            let early = |pending: &Pending| pending.urgent || pending.stop || pending.bytes >= BATCH_BYTES;
+            // Whether the time is up or somebody can't wait is all the same.
+            let _ = tokio::time::timeout(DELAY, shared.woken(early)).await;
         }
-        if !pending.dirty && !pending.urgent {
-            return;
-        }
-        let position = pending.batch.position.clone();
-        let fresh = Batch { position: position.clone(), ..Batch::default() };
-        let batch = std::mem::replace(&mut pending.batch, fresh);
-        pending.saving = std::mem::take(&mut pending.bytes);
-        let epoch = pending.epoch;
-        pending.dirty = false;
-        pending.urgent = false;
-        drop(pending);
-
-        let writing = shared.writing();
+        let (batch, epoch) = {
+            let mut pending = shared.pending();
+            if !pending.dirty && !pending.urgent {
+                return;
+            }
+            let fresh = Batch { position: pending.batch.position.clone(), ..Batch::default() };
+            let batch = std::mem::replace(&mut pending.batch, fresh);
+            pending.saving = std::mem::take(&mut pending.bytes);
+            pending.dirty = false;
+            pending.urgent = false;
+            (batch, pending.epoch)
+        };
+        let _writing = shared.writing.lock().await;
         if shared.pending().epoch != epoch {
             continue;
         }
-        if let Err(error) = shared.persist(|file| file.save(&batch)) {
+        if let Err(error) = shared.persist(|file| file.save(&batch)).await {
             tracing::error!(%error, "the state can't be saved any more; the log keeps what is missing");
             return;
         }
@@ -227,9 +235,7 @@ fn run(shared: &Shared) {
         pending.saving = 0;
         let backlog = pending.bytes;
         shared.progress.send_modify(|progress| {
-            *progress = Progress { applied: position.applied, backlog, ..Progress::default() };
+            *progress = Progress { applied: batch.position.applied, backlog, ..Progress::default() };
         });
-        drop(pending);
-        drop(writing);
     }
 }

@@ -6,12 +6,12 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::disk::{Disk, DiskError};
+use crate::disk::DiskError;
+use crate::runner::Runner;
 
 /// The first pause between two attempts; each is twice the one before.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -48,14 +48,22 @@ impl Faults {
 pub(crate) struct Health {
     dir: PathBuf,
     faults: watch::Sender<Faults>,
-    ended: Mutex<bool>,
-    wake: Condvar,
+    ended: watch::Sender<bool>,
+}
+
+/// What can be opened anew when it has failed.
+pub(crate) trait Reopen: Sync {
+    /// How often it was opened anew.
+    fn generation(&self) -> u64;
+
+    /// Opens it anew and checks it from end to end: after an error nothing else may be done with it. Does nothing if it
+    /// has been opened since `generation`. Blocks.
+    fn reopen(&self, generation: u64) -> Result<(), DiskError>;
 }
 
 impl Health {
     pub(crate) fn new(dir: impl Into<PathBuf>) -> Self {
-        let (faults, ended, wake) = (watch::Sender::default(), Mutex::default(), Condvar::new());
-        Self { dir: dir.into(), faults, ended, wake }
+        Self { dir: dir.into(), faults: watch::Sender::default(), ended: watch::Sender::default() }
     }
 
     pub(crate) fn faults(&self) -> watch::Receiver<Faults> {
@@ -63,15 +71,17 @@ impl Health {
     }
 
     /// Repeats an attempt until it succeeds, or fails in a way that no repetition helps, or the store ends. The attempt
-    /// is told whether the file was opened anew before it: then nothing is known of what the file holds. Blocks.
-    pub(crate) fn persist<T>(
+    /// is told whether the file was opened anew before it: then nothing is known of what the file holds. Only within
+    /// what the runner has started or lent.
+    pub(crate) async fn persist<T: Send>(
         &self,
         part: Option<Part>,
-        disk: &Disk,
-        mut attempt: impl FnMut(bool) -> Result<T, DiskError>,
+        runner: &Runner,
+        disk: &impl Reopen,
+        attempt: impl Fn(bool) -> Result<T, DiskError> + Sync,
     ) -> Result<T, DiskError> {
         let mut generation = disk.generation();
-        let mut result = attempt(false);
+        let mut result = runner.work(|| attempt(false)).await;
         let mut pause = PAUSE_MIN;
         let mut first = true;
         loop {
@@ -85,7 +95,7 @@ impl Health {
                     }
                     // What fails once only is nobody's business.
                     if !first {
-                        if self.pause(pause) {
+                        if self.pause(pause).await {
                             return Err(error);
                         }
                         pause = (pause * 2).min(PAUSE_MAX);
@@ -101,24 +111,24 @@ impl Health {
                     return result;
                 }
             }
-            result = disk.reopen(generation).and_then(|()| {
+            let again = || {
+                disk.reopen(generation)?;
                 generation = disk.generation();
                 attempt(true)
-            });
+            };
+            result = runner.work(again).await;
         }
     }
 
     /// Lets nobody wait any longer for a disk to work again.
     pub(crate) fn end(&self) {
-        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.wake.notify_all();
+        self.ended.send_replace(true);
     }
 
     /// Waits, and tells whether the store has ended.
-    fn pause(&self, pause: Duration) -> bool {
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.wake.wait_timeout_while(ended, pause, |ended| !*ended);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+    async fn pause(&self, pause: Duration) -> bool {
+        let mut ended = self.ended.subscribe();
+        tokio::time::timeout(pause, ended.wait_for(|ended| *ended)).await.is_ok()
     }
 
     fn tell(&self, part: Part, fault: Option<String>) {

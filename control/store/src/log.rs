@@ -12,19 +12,19 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use redb::{Durability, ReadableTableMetadata as _, TableDefinition};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::codec::Reader;
 use crate::disk::{Disk, DiskError, ReadError, read_meta, write_meta};
 use crate::health::{Health, Part};
+use crate::runner::Runner;
 use crate::types::{Entry, LogId, Payload, Types, Vote, decode_entry, encode_entry, put_log_id, read_log_id};
+use crate::volume::Volume;
 
 /// Bytes of entries kept in memory beyond those that are not yet durable.
 const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -80,7 +80,7 @@ impl Tail {
 
 type Ack = oneshot::Sender<io::Result<()>>;
 
-/// What the writer thread is asked for.
+/// What the writer is asked for.
 enum Write {
     Append(Vec<Entry>, usize, IOFlushed<Types>),
     Vote(Vote, Ack),
@@ -97,7 +97,8 @@ struct Shared {
     health: Arc<Health>,
     member: u64,
     tail: Mutex<Tail>,
-    queue: mpsc::Sender<Write>,
+    runner: Runner,
+    queue: mpsc::UnboundedSender<Write>,
 }
 
 impl Shared {
@@ -126,44 +127,35 @@ pub(crate) struct LogStore {
     shared: Arc<Shared>,
 }
 
-/// The thread that writes the log.
-pub(crate) type Writer = JoinHandle<()>;
-
 impl LogStore {
-    /// Opens the log and starts its writer. Blocks.
-    pub(crate) fn open(dir: &Path, health: Arc<Health>) -> Result<(Self, Writer), DiskError> {
-        Self::on(Disk::open(dir, NAME, &init)?, health)
-    }
-
-    /// The same on any storage. Blocks.
-    #[cfg(test)]
-    pub(crate) fn on_storage(
-        source: crate::storage::Source,
+    /// Opens the log. Nothing is written before its writer runs. Blocks.
+    pub(crate) fn open(
+        volume: &Arc<dyn Volume>,
         health: Arc<Health>,
-    ) -> Result<(Self, Writer), DiskError> {
-        Self::on(Disk::on(source, NAME, &init)?, health)
-    }
-
-    fn on(disk: Disk, health: Arc<Health>) -> Result<(Self, Writer), DiskError> {
-        let disk = Arc::new(disk);
+        runner: Runner,
+        fresh: u64,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), DiskError> {
+        let disk = Arc::new(Disk::open(volume, NAME, &|transaction| {
+            transaction.open_table(LOG)?;
+            write_meta(transaction, MEMBER, &fresh.to_le_bytes())
+        })?);
         let member = read_member(&disk)?;
         let tail = disk.read(read_tail)?;
-        let (queue, orders) = mpsc::channel();
-        let shared = Arc::new(Shared { disk, health, member, tail: Mutex::new(tail), queue });
+        let (queue, orders) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared { disk, health, member, tail: Mutex::new(tail), runner, queue });
         let scribe = Scribe {
             disk: shared.disk.clone(),
             health: shared.health.clone(),
+            runner: shared.runner.clone(),
             member,
             shared: Arc::downgrade(&shared),
         };
-        let writer = std::thread::Builder::new().name("store-log".into()).spawn(move || scribe.run(&orders));
-        let writer = writer.map_err(|error| DiskError::io(NAME, &error))?;
-        Ok((Self { shared }, writer))
+        Ok((Self { shared }, scribe.run(orders)))
     }
 
     /// What a log holds and how many entries that is, without opening it for anybody. Blocks.
-    pub(crate) fn look(source: crate::storage::Source) -> Result<(LogFacts, u64), DiskError> {
-        let disk = Disk::on(source, NAME, &init)?;
+    pub(crate) fn look(volume: Arc<dyn Volume>) -> Result<(LogFacts, u64), DiskError> {
+        let disk = Disk::existing(volume, NAME, &|_| Ok(()))?;
         let tail = disk.read(read_tail)?;
         let entries = disk.read(|view| Ok(view.open_table(LOG)?.len()?))?;
         Ok((tail.facts(read_member(&disk)?), entries))
@@ -193,13 +185,6 @@ impl LogStore {
         self.shared.send(write(ack))?;
         done.await.map_err(|_| io::Error::other("the log is closed"))?
     }
-}
-
-fn init(transaction: &redb::WriteTransaction) -> Result<(), redb::Error> {
-    transaction.open_table(LOG)?;
-    // A fresh identity: a member must never be taken for one that had another log.
-    let (id, _) = uuid::Uuid::new_v4().as_u64_pair();
-    write_meta(transaction, MEMBER, &id.to_le_bytes())
 }
 
 fn read_member(disk: &Disk) -> Result<u64, DiskError> {
@@ -250,20 +235,21 @@ fn read_entry(index: u64, bytes: &[u8]) -> Result<Entry, ReadError> {
     Err(ReadError::Decode { what: what(), error: crate::DecodeError::Malformed("its index") })
 }
 
-/// What the writer thread works with.
+/// The writer.
 struct Scribe {
     disk: Arc<Disk>,
     health: Arc<Health>,
+    runner: Runner,
     member: u64,
     /// Not to be kept alive by the thread that ends with it.
     shared: Weak<Shared>,
 }
 
 impl Scribe {
-    fn run(&self, orders: &mpsc::Receiver<Write>) {
+    async fn run(self, mut orders: mpsc::UnboundedReceiver<Write>) {
         let mut stopping = false;
         while !stopping {
-            let Ok(first) = orders.recv() else { return };
+            let Some(first) = orders.recv().await else { return };
             let mut batch = Vec::new();
             let mut bytes = 0;
             let mut next = Some(first);
@@ -280,20 +266,21 @@ impl Scribe {
                 next = if bytes < BATCH_BYTES_MAX { orders.try_recv().ok() } else { None };
             }
             if !batch.is_empty() {
-                self.write(batch);
+                self.write(batch).await;
             }
         }
     }
 
     /// Writes a batch and tells everybody who waits for it.
-    fn write(&self, batch: Vec<Write>) {
+    async fn write(&self, batch: Vec<Write>) {
         let committed = self.tail(|tail| tail.committed).flatten();
-        let result = self.health.persist(Some(Part::Log), &self.disk, |again| {
+        let attempt = |again: bool| {
             if again {
                 self.verify()?;
             }
             write_batch(&self.disk, &batch, committed.as_ref())
-        });
+        };
+        let result = self.health.persist(Some(Part::Log), &self.runner, &*self.disk, attempt).await;
         if let Err(error) = &result {
             tracing::error!(%error, "the log can't be written any more");
         } else {
@@ -408,8 +395,8 @@ impl RaftLogReader<Types> for LogStore {
             return Ok(recent);
         }
         let shared = self.shared.clone();
-        let read = move || {
-            shared.health.persist(None, &shared.disk, |_| {
+        let read = async move {
+            let read = |_| {
                 shared.disk.read(|view| {
                     let mut entries = Vec::new();
                     for row in view.open_table(LOG)?.range(start..end)? {
@@ -418,9 +405,10 @@ impl RaftLogReader<Types> for LogStore {
                     }
                     Ok(entries)
                 })
-            })
+            };
+            shared.health.persist(None, &shared.runner, &*shared.disk, read).await
         };
-        let mut entries = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+        let mut entries = self.shared.runner.lend(read).await??;
         entries.extend(recent);
         Ok(entries)
     }

@@ -15,6 +15,7 @@ use crate::file::{Position, StateFile};
 use crate::flush::Flusher;
 use crate::health::Health;
 use crate::hub::Hub;
+use crate::runner::Runner;
 use crate::snapshot::{Snapshot, SnapshotData};
 use crate::state::State;
 use crate::types::{Entry, LogId, Payload, Reply, SnapshotMeta, StoredMembership, Types};
@@ -37,6 +38,7 @@ pub(crate) struct Machine {
     file: Arc<StateFile>,
     flusher: Flusher,
     health: Arc<Health>,
+    runner: Runner,
     applied: Arc<Mutex<Applied>>,
     bounds: HistoryBounds,
 }
@@ -47,11 +49,12 @@ impl Machine {
         file: Arc<StateFile>,
         flusher: Flusher,
         health: Arc<Health>,
+        runner: Runner,
         position: &Position,
         bounds: HistoryBounds,
     ) -> Self {
         let applied = Applied { log_id: position.applied, membership: position.membership.clone() };
-        Self { hub, file, flusher, health, applied: Arc::new(Mutex::new(applied)), bounds }
+        Self { hub, file, flusher, health, runner, applied: Arc::new(Mutex::new(applied)), bounds }
     }
 
     pub(crate) fn file(&self) -> &StateFile {
@@ -112,17 +115,18 @@ impl Machine {
 
     /// The state at rest.
     async fn saved(&self) -> io::Result<Snapshot> {
-        let (file, health) = (self.file.clone(), self.health.clone());
-        let take = move || {
-            let (view, position) = health.persist(None, file.disk(), |_| {
+        let (file, health, runner) = (self.file.clone(), self.health.clone(), self.runner.clone());
+        let take = async move {
+            let take = |_| {
                 let view = file.disk().view()?;
                 let position = file.position(&view)?;
                 Ok((view, position))
-            })?;
+            };
+            let (view, position) = health.persist(None, &runner, &**file.disk(), take).await?;
             let meta = SnapshotMeta { last_log_id: position.applied, last_membership: position.membership };
             Ok(Snapshot { meta, snapshot: SnapshotData::View { file, view } })
         };
-        tokio::task::spawn_blocking(take).await.map_err(io::Error::other)?
+        self.runner.lend(take).await?
     }
 }
 
@@ -169,15 +173,15 @@ impl RaftStateMachine<Types> for Machine {
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
         let (flusher, bounds, meta) = (self.flusher.clone(), self.bounds, meta.clone());
-        let install = move || -> io::Result<(State, Applied)> {
+        let install = async move {
             let mut image = snapshot.into_image()?;
             image.position.applied = meta.last_log_id;
             image.position.membership = meta.last_membership;
-            flusher.replace(&image)?;
+            flusher.replace(&image).await?;
             let Position { applied, membership, .. } = image.position.clone();
-            Ok((State::restore(image, bounds), Applied { log_id: applied, membership }))
+            io::Result::Ok((State::restore(image, bounds), Applied { log_id: applied, membership }))
         };
-        let (state, applied) = tokio::task::spawn_blocking(install).await.map_err(io::Error::other)??;
+        let (state, applied) = self.runner.lend(install).await??;
         self.hub.replace(state);
         *self.applied() = applied;
         Ok(())

@@ -2,7 +2,6 @@
 //! answers the others.
 
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use crate::machine::Machine;
 use crate::messages::{Envelope, Request, encode_reply};
 use crate::peers::{Incoming, Peers};
 use crate::raft::Replica;
+use crate::runner::Owner;
 use crate::snapshot::Snapshot;
 use crate::storage::Counters;
 use crate::{CommitError, Committed, Leadership, Txn};
@@ -51,7 +51,7 @@ pub struct MemberStatus {
     pub role: Role,
 }
 
-/// A member with its files and the threads that own them.
+/// A member with its files and what owns them.
 pub(crate) struct Member {
     pub(crate) replica: Replica,
     pub(crate) log: LogStore,
@@ -67,13 +67,13 @@ pub(crate) struct Member {
 
 /// What ends with the store.
 pub(crate) struct Running {
-    pub(crate) threads: [JoinHandle<()>; 2],
-    pub(crate) _lock: DirLock,
+    pub(crate) owners: Vec<Owner>,
+    pub(crate) _lock: Option<DirLock>,
 }
 
 impl Drop for Member {
     /// For a store that goes away without a shutdown: the log's writer ends with the last who appends to it, but the
-    /// other thread has to be told.
+    /// owner of the state has to be told.
     fn drop(&mut self) {
         self.health.end();
         self.machine.flusher().stop();

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::check::contradictions;
 use crate::disk::{DirLock, DiskError};
-use crate::file::StateFile;
+use crate::file::{Image, StateFile};
 use crate::flush::Flusher;
 use crate::health::Health;
 use crate::hub::Hub;
@@ -22,8 +22,10 @@ use crate::member::{Member, Running, log_fault};
 use crate::ordered::{Alone, Applier, Order};
 use crate::peers::Peers;
 use crate::raft::{Origin, Replica};
+use crate::runner::Runner;
 use crate::state::State;
 use crate::storage::Counters;
+use crate::volume::{Dir, Volume};
 use crate::{
     CommitError, Committed, Compacted, HistoryBounds, Key, MemberStatus, Network, OpenError, Page,
     RangeError, RangeOptions, Record, Revision, TXN_BYTES_MAX, TXN_OPS_MAX, Term, Txn, View, Watch,
@@ -43,6 +45,28 @@ impl Config {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), history: HistoryBounds::default() }
     }
+}
+
+/// A member as others reach it.
+#[derive(Clone)]
+pub struct Peering {
+    /// Where it is reached.
+    pub address: String,
+    /// Whether it waits, when it is new, for a cluster that takes it in; else it becomes one of itself.
+    pub joins: bool,
+    /// The way to the others.
+    pub network: Arc<dyn Network>,
+}
+
+/// What a store runs on when that is no directory of this machine.
+#[derive(Clone, Debug)]
+pub struct Simulated {
+    /// Its files.
+    pub volume: Arc<dyn Volume>,
+    /// The id that it gets if the volume is empty: one that no member has had.
+    pub fresh_id: u64,
+    /// How much of the past is kept.
+    pub history: HistoryBounds,
 }
 
 /// Whether this member leads.
@@ -80,8 +104,7 @@ impl fmt::Debug for Store {
 impl Store {
     /// Opens the store in a directory, or makes one there. A lone member leads when this returns.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        let dir = config.dir.clone();
-        Self::open_files(&dir, Origin::Alone(String::new()), None, move || Files::open(&config)).await
+        Self::open_with(config, None).await
     }
 
     /// Opens the store of a member that others know. One that is new becomes a cluster of itself, or waits for the one
@@ -92,32 +115,82 @@ impl Store {
         joins: bool,
         network: Arc<dyn Network>,
     ) -> Result<Self, OpenError> {
-        let dir = config.dir.clone();
-        let origin = if joins { Origin::Joins } else { Origin::Alone(address.to_owned()) };
-        Self::open_files(&dir, origin, Some(network), move || Files::open(&config)).await
+        Self::open_with(config, Some(Peering { address: address.to_owned(), joins, network })).await
     }
 
-    async fn open_files(
-        dir: &Path,
-        origin: Origin,
-        network: Option<Arc<dyn Network>>,
-        open: impl FnOnce() -> Result<Files, DiskError> + Send + 'static,
-    ) -> Result<Self, OpenError> {
+    async fn open_with(config: Config, peering: Option<Peering>) -> Result<Self, OpenError> {
+        let Config { dir, history } = config;
+        let place = dir.clone();
+        let open = move || {
+            let lock = DirLock::acquire(&place)?;
+            let volume: Arc<dyn Volume> = Arc::new(Dir::new(&place));
+            // A fresh identity: a member must never be taken for one that had another log.
+            let (fresh_id, _) = uuid::Uuid::new_v4().as_u64_pair();
+            Files::open(place, Some(lock), &volume, Runner::Threads, fresh_id, history)
+        };
+        let files = match tokio::task::spawn_blocking(open).await {
+            Ok(files) => files.map_err(|error| OpenError::disk(&dir, error))?,
+            Err(error) => return Err(OpenError::Start { dir, detail: error.to_string() }),
+        };
+        Self::start(&dir, files, peering).await
+    }
+
+    /// Opens a store on a volume of the caller's, with all its work in tasks of the runtime that this is called in: it
+    /// starts no thread and reads no clock but the runtime's, so that a simulation decides about both.
+    pub async fn simulate(ground: Simulated, peering: Option<Peering>) -> Result<Self, OpenError> {
+        let Simulated { volume, fresh_id, history } = ground;
+        // Only what is said of it.
+        let dir = PathBuf::from("store");
+        let files = Files::open(dir.clone(), None, &volume, Runner::Tasks(volume.clone()), fresh_id, history);
+        Self::start(&dir, files.map_err(|error| OpenError::disk(&dir, error))?, peering).await
+    }
+
+    /// Opens a store on a volume of a test's own, with threads as on a directory.
+    #[cfg(test)]
+    pub(crate) async fn open_on(dir: &Path, volume: Arc<dyn Volume>) -> Result<Self, OpenError> {
+        let place = dir.to_owned();
+        let open = move || {
+            let lock = DirLock::acquire(&place)?;
+            Files::open(place, Some(lock), &volume, Runner::Threads, 1, HistoryBounds::default())
+        };
+        let files = tokio::task::spawn_blocking(open).await.unwrap();
+        Self::start(dir, files.map_err(|error| OpenError::disk(dir, error))?, None).await
+    }
+
+    async fn start(dir: &Path, files: Files, peering: Option<Peering>) -> Result<Self, OpenError> {
         let start = |detail: String| OpenError::Start { dir: dir.to_owned(), detail };
-        let files = tokio::task::spawn_blocking(open).await.map_err(|error| start(error.to_string()))?;
-        let Files { lock, health, log, writer, hub, machine, flusher } =
-            files.map_err(|error| OpenError::disk(dir, error))?;
+        let Files { lock, health, runner, log, writer, file, image, history } = files;
+        let position = image.position.clone();
+        let (flusher, owner) = Flusher::start(file.clone(), health.clone(), runner.clone(), position.clone())
+            .map_err(|error| start(error.to_string()))?;
+        let hub = Arc::new(Hub::new(State::restore(image, history)));
+        let machine =
+            Machine::new(hub.clone(), file, flusher, health.clone(), runner.clone(), &position, history);
+        let mut owners = vec![owner];
+        match runner.start("store-log", writer) {
+            Ok(writer) => owners.push(writer),
+            Err(error) => {
+                close(&log, &machine, Running { owners, _lock: lock }).await;
+                return Err(start(error.to_string()));
+            }
+        }
+        let running = Running { owners, _lock: lock };
         let leadership = watch::Sender::new(Leadership::default());
         let id = log.member_id();
+        let (origin, network) = match peering {
+            None => (Origin::Alone(String::new()), None),
+            Some(Peering { joins: true, network, .. }) => (Origin::Joins, Some(network)),
+            Some(Peering { address, network, .. }) => (Origin::Alone(address), Some(network)),
+        };
         let peers = Peers::new(id, network);
         let mut faults = health.faults();
         let replica = tokio::select! {
+            biased;
             replica = Replica::start(
                 id, origin, peers.clone(), log.clone(), machine.clone(), &health, leadership.clone(),
             ) => replica.map_err(start),
             detail = log_fault(&mut faults) => Err(OpenError::Disk { detail }),
         };
-        let running = Running { threads: [writer, flusher], _lock: lock };
         let replica = match replica {
             Ok(replica) => replica,
             Err(error) => {
@@ -128,25 +201,6 @@ impl Store {
         };
         let member = Member::new(replica, log, machine, health, running, leadership.subscribe(), peers);
         Ok(Self { inner: Arc::new(Inner { hub, leadership, backend: Backend::Raft(Box::new(member)) }) })
-    }
-
-    /// Opens a store on storages of a test's own.
-    #[cfg(test)]
-    pub(crate) async fn open_on(
-        dir: &Path,
-        log: crate::storage::Source,
-        state: crate::storage::Source,
-    ) -> Result<Self, OpenError> {
-        let lock_dir = dir.to_owned();
-        let open = move || {
-            let lock = DirLock::acquire(&lock_dir)?;
-            let health = Arc::new(Health::new(lock_dir));
-            let (log, writer) = LogStore::on_storage(log, health.clone())?;
-            Files::assemble(lock, health, log, writer, HistoryBounds::default(), |id| {
-                StateFile::on_storage(state, id)
-            })
-        };
-        Self::open_files(dir, Origin::Alone(String::new()), None, open).await
     }
 
     /// A store that lives in memory alone, leads by itself and forgets everything at its end: for tests of what is
@@ -371,74 +425,45 @@ fn closed() -> CommitError {
     CommitError::Closed("it is shut down".into())
 }
 
-/// Ends the threads and closes the files.
+/// Ends the owners of the files and closes those.
 async fn close(log: &LogStore, machine: &Machine, running: Running) {
     log.stop();
     machine.flusher().stop();
-    let (log, machine) = (log.clone(), machine.clone());
-    let end = move || {
-        for thread in running.threads {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the store panicked");
-            }
-        }
-        log.disk().close();
-        machine.file().disk().close();
-    };
-    if let Err(error) = tokio::task::spawn_blocking(end).await {
-        tracing::error!(%error, "the store did not close");
+    for owner in running.owners {
+        owner.end().await;
     }
+    log.disk().close();
+    machine.file().disk().close();
 }
 
-/// Everything of a member that is on disk, and the threads that own it.
+/// Everything of a member that is on disk. Nothing is written before its owners start.
 struct Files {
-    lock: DirLock,
+    lock: Option<DirLock>,
     health: Arc<Health>,
+    runner: Runner,
     log: LogStore,
-    writer: JoinHandle<()>,
-    hub: Arc<Hub>,
-    machine: Machine,
-    flusher: JoinHandle<()>,
+    writer: BoxFuture<'static, ()>,
+    file: Arc<StateFile>,
+    image: Image,
+    history: HistoryBounds,
 }
 
 impl Files {
-    fn open(config: &Config) -> Result<Self, DiskError> {
-        let lock = DirLock::acquire(&config.dir)?;
-        let health = Arc::new(Health::new(&config.dir));
-        let (log, writer) = LogStore::open(&config.dir, health.clone())?;
-        Self::assemble(lock, health, log, writer, config.history, |id| StateFile::open(&config.dir, id))
-    }
-
-    fn assemble(
-        lock: DirLock,
-        health: Arc<Health>,
-        log: LogStore,
-        writer: JoinHandle<()>,
-        bounds: HistoryBounds,
-        open: impl FnOnce(u64) -> Result<StateFile, DiskError>,
+    fn open(
+        dir: PathBuf,
+        lock: Option<DirLock>,
+        volume: &Arc<dyn Volume>,
+        runner: Runner,
+        fresh_id: u64,
+        history: HistoryBounds,
     ) -> Result<Self, DiskError> {
-        let load = || {
-            let file = Arc::new(open(log.member_id())?);
-            let image = file.load()?;
-            if let Some(problem) = contradictions(&log.facts(), &image.position).first() {
-                return Err(file.disk().corrupt("the state and the log", problem));
-            }
-            let position = image.position.clone();
-            let (flush, flusher) = Flusher::start(file.clone(), health.clone(), position.clone())
-                .map_err(|error| DiskError::io("state.redb", &error))?;
-            let hub = Arc::new(Hub::new(State::restore(image, bounds)));
-            let machine = Machine::new(hub.clone(), file, flush, health.clone(), &position, bounds);
-            Ok((hub, machine, flusher))
-        };
-        match load() {
-            Ok((hub, machine, flusher)) => Ok(Self { lock, health, log, writer, hub, machine, flusher }),
-            Err(error) => {
-                // Whoever opens the directory next must not find it in use.
-                log.stop();
-                let _ = writer.join();
-                log.disk().close();
-                Err(error)
-            }
+        let health = Arc::new(Health::new(dir));
+        let (log, writer) = LogStore::open(volume, health.clone(), runner.clone(), fresh_id)?;
+        let file = Arc::new(StateFile::open(volume, log.member_id())?);
+        let image = file.load()?;
+        if let Some(problem) = contradictions(&log.facts(), &image.position).first() {
+            return Err(file.disk().corrupt("the state and the log", problem));
         }
+        Ok(Self { lock, health, runner, log, writer: Box::pin(writer), file, image, history })
     }
 }

@@ -11,6 +11,7 @@ mod linear;
 mod net;
 mod raft;
 mod recovery;
+mod simulate;
 
 use serde_json::json;
 

@@ -1,13 +1,11 @@
-//! A machine whose two disks lose power together, fail, and come back.
+//! A machine whose disk loses power, fails, and comes back.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use redb::StorageBackend;
-
-use crate::storage::Source;
-use crate::{OpenError, Store};
+use crate::{OpenError, Store, Volume, VolumeFile};
 
 pub(super) const NO_SPACE: i32 = 28;
 pub(super) const READ_ONLY: i32 = 30;
@@ -34,7 +32,7 @@ pub(super) const FAULTS: [Fault; 5] = [
     Fault::Reverted,
 ];
 
-/// What a disk holds: what would be there after a power cut, and what was written since the last sync.
+/// What a file holds: what would be there after a power cut, and what was written since the last sync.
 #[derive(Debug, Default)]
 struct Image {
     durable: Vec<u8>,
@@ -44,7 +42,10 @@ struct Image {
 
 #[derive(Debug)]
 struct Inner {
-    disks: [Image; 2],
+    files: Vec<Image>,
+    /// Which file has which name, and which would after a power cut.
+    names: BTreeMap<String, usize>,
+    durable_names: BTreeMap<String, usize>,
     /// How many operations there were.
     done: u64,
     /// From which on they fail, and how many of them.
@@ -58,9 +59,9 @@ pub(super) struct Machine {
     inner: Arc<Mutex<Inner>>,
 }
 
-/// One of the disks.
+/// An open file.
 #[derive(Debug)]
-struct Disk {
+struct Open {
     machine: Machine,
     index: usize,
 }
@@ -68,18 +69,17 @@ struct Disk {
 impl Machine {
     pub(super) fn new() -> Self {
         let fault = Fault::Refused(BROKEN);
-        let inner = Inner { disks: Default::default(), done: 0, from: 0, count: 0, fault };
+        let (names, durable_names) = Default::default();
+        let inner = Inner { files: Vec::new(), names, durable_names, done: 0, from: 0, count: 0, fault };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
-    pub(super) async fn open(&self, dir: &Path) -> Result<Store, OpenError> {
-        Store::open_on(dir, self.source(0), self.source(1)).await
+    pub(super) async fn start(&self, dir: &Path) -> Result<Store, OpenError> {
+        Store::open_on(dir, self.volume()).await
     }
 
-    /// A disk of it.
-    pub(super) fn source(&self, index: usize) -> Source {
-        let machine = self.clone();
-        Box::new(move || Ok(Box::new(Disk { machine: machine.clone(), index })))
+    pub(super) fn volume(&self) -> Arc<dyn Volume> {
+        Arc::new(self.clone())
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -106,8 +106,10 @@ impl Machine {
     /// The machine after a power cut: of what was not synced, as much survives as `survives` says, piece by piece.
     pub(super) fn after_power_cut(&self, mut survives: impl FnMut() -> bool) -> Self {
         let after = Self::new();
-        for (image, lost) in after.inner().disks.iter_mut().zip(&self.inner().disks) {
-            image.durable = lost.durable.clone();
+        let lost = self.inner();
+        for (name, index) in &lost.durable_names {
+            let lost = &lost.files[*index];
+            let mut image = Image { durable: lost.durable.clone(), ..Image::default() };
             for (offset, data) in &lost.unsynced {
                 // A disk writes sectors, not what it was handed.
                 for (index, sector) in data.chunks(512).enumerate() {
@@ -118,7 +120,13 @@ impl Machine {
                 }
             }
             image.current = image.durable.clone();
+            let mut after = after.inner();
+            let file = after.files.len();
+            after.files.push(image);
+            after.names.insert(name.clone(), file);
+            after.durable_names.insert(name.clone(), file);
         }
+        drop(lost);
         after
     }
 }
@@ -153,37 +161,92 @@ impl Image {
     }
 }
 
-impl StorageBackend for Disk {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.machine.inner().disks[self.index].current.len() as u64)
+impl Machine {
+    /// Counts a change of the names, and makes it unless it fails. What is renamed or removed may come back.
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> io::Result<T>) -> io::Result<T> {
+        let mut inner = self.inner();
+        match inner.count(false) {
+            Some(fault) => Err(fault.error()),
+            None => change(&mut inner),
+        }
+    }
+}
+
+impl Volume for Machine {
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.inner().names.keys().cloned().collect())
     }
 
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    fn open(&self, name: &str) -> io::Result<Box<dyn VolumeFile>> {
+        let index = *self.inner().names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(Open { machine: self.clone(), index }))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn VolumeFile>> {
+        let index = self.change(|inner| {
+            inner.files.push(Image::default());
+            let index = inner.files.len() - 1;
+            inner.names.insert(name.to_owned(), index);
+            Ok(index)
+        })?;
+        Ok(Box::new(Open { machine: self.clone(), index }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.change(|inner| {
+            let index = inner.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+            inner.names.insert(to.to_owned(), index);
+            Ok(())
+        })
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.change(|inner| inner.names.remove(name).map(drop).ok_or(io::ErrorKind::NotFound.into()))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut inner = self.inner();
+        match inner.count(true) {
+            Some(fault) => Err(fault.error()),
+            None => {
+                inner.durable_names = inner.names.clone();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl VolumeFile for Open {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.machine.inner().files[self.index].current.len() as u64)
+    }
+
+    fn read(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
         let inner = self.machine.inner();
-        let start = offset as usize;
-        let found = inner.disks[self.index].current.get(start..start + out.len());
+        let start = at as usize;
+        let found = inner.files[self.index].current.get(start..start + out.len());
         out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
-    fn set_len(&self, len: u64) -> io::Result<()> {
+    fn set_size(&self, size: u64) -> io::Result<()> {
         let mut inner = self.machine.inner();
         if let Some(fault) = inner.count(false) {
             return Err(fault.error());
         }
-        let image = &mut inner.disks[self.index];
+        let image = &mut inner.files[self.index];
         // A file's length is kept here at once; what is in the new part is not.
-        image.current.resize(len as usize, 0);
-        image.durable.resize(len as usize, 0);
+        image.current.resize(size as usize, 0);
+        image.durable.resize(size as usize, 0);
         Ok(())
     }
 
-    fn sync_data(&self) -> io::Result<()> {
+    fn sync(&self) -> io::Result<()> {
         // Others get a chance to be in the middle of something.
         std::thread::yield_now();
         let mut inner = self.machine.inner();
         let fault = inner.count(true);
-        let image = &mut inner.disks[self.index];
+        let image = &mut inner.files[self.index];
         match fault {
             Some(Fault::Refused(_) | Fault::Short(_)) => {}
             Some(Fault::Forgotten) => image.unsynced.clear(),
@@ -203,13 +266,13 @@ impl StorageBackend for Disk {
         fault.map_or(Ok(()), |fault| Err(fault.error()))
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let mut inner = self.machine.inner();
         let fault = inner.count(false);
-        let image = &mut inner.disks[self.index];
+        let image = &mut inner.files[self.index];
         match fault {
-            None => image.write(offset, data),
-            Some(Fault::Short(_)) => image.write(offset, &data[..data.len() / 2]),
+            None => image.write(at, data),
+            Some(Fault::Short(_)) => image.write(at, &data[..data.len() / 2]),
             Some(_) => {}
         }
         fault.map_or(Ok(()), |fault| Err(fault.error()))

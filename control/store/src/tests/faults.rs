@@ -66,7 +66,7 @@ async fn a_power_cut_loses_nothing_acknowledged() {
     let mut machine = Machine::new();
     let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
     for round in 0..12u64 {
-        let store = machine.open(dir.path()).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let store = machine.start(dir.path()).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
         check(&store, &acknowledged.lock().unwrap(), &format!("round {round}"));
         let writers = start_writers(&store, &acknowledged);
         // Long enough in some rounds for the state to come to rest, too.
@@ -215,7 +215,8 @@ async fn a_file_of_another_version_is_refused_and_named() {
         let store = Store::open(Config::new(dir.path())).await.unwrap();
         write(&store, "a", "1").await;
         store.shutdown().await;
-        let disk = Disk::open(dir.path(), file, &|_| Ok(())).unwrap();
+        let volume: Arc<dyn crate::Volume> = Arc::new(crate::volume::Dir::new(dir.path()));
+        let disk = Disk::existing(volume, file, &|_| Ok(())).unwrap();
         let set =
             |transaction: &redb::WriteTransaction| write_meta(transaction, "format", &found.to_le_bytes());
         disk.write(redb::Durability::Immediate, set).unwrap();

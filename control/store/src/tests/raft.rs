@@ -16,9 +16,11 @@ use crate::health::Health;
 use crate::hub::{Event, Hub, WatchError};
 use crate::log::LogStore;
 use crate::machine::Machine;
+use crate::runner::Runner;
 use crate::snapshot::SnapshotData;
 use crate::state::State;
 use crate::types::{Command, Entry, LogId, Payload, Types};
+use crate::volume::{Dir, Volume};
 use crate::{HistoryBounds, Revision, View as _};
 
 struct Builder;
@@ -38,7 +40,8 @@ impl Drop for Guard {
 
 fn build() -> (Guard, LogStore, Machine, Arc<Hub>) {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = LogStore::open(dir.path(), health(&dir)).unwrap();
+    let (log, writer) = LogStore::open(&volume(&dir), health(&dir), Runner::Threads, 1).unwrap();
+    Runner::Threads.start("store-log", writer).unwrap();
     let (machine, hub) = machine(&dir);
     (Guard { _dir: dir, log: log.clone(), machine: machine.clone() }, log, machine, hub)
 }
@@ -47,14 +50,18 @@ fn health(dir: &TempDir) -> Arc<Health> {
     Arc::new(Health::new(dir.path()))
 }
 
+fn volume(dir: &TempDir) -> Arc<dyn Volume> {
+    Arc::new(Dir::new(dir.path()))
+}
+
 fn machine(dir: &TempDir) -> (Machine, Arc<Hub>) {
     let bounds = HistoryBounds::default();
-    let file = Arc::new(StateFile::open(dir.path(), 1).unwrap());
+    let file = Arc::new(StateFile::open(&volume(dir), 1).unwrap());
     let image = file.load().unwrap();
     let position = image.position.clone();
-    let (flusher, _) = Flusher::start(file.clone(), health(dir), position.clone()).unwrap();
+    let (flusher, _) = Flusher::start(file.clone(), health(dir), Runner::Threads, position.clone()).unwrap();
     let hub = Arc::new(Hub::new(State::restore(image, bounds)));
-    (Machine::new(hub.clone(), file, flusher, health(dir), &position, bounds), hub)
+    (Machine::new(hub.clone(), file, flusher, health(dir), Runner::Threads, &position, bounds), hub)
 }
 
 impl StoreBuilder<Types, LogStore, Machine, Guard> for Builder {

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::disk::{FAULTS, Fault, Machine, NO_SPACE};
 use super::{put, value};
 use crate::disk::{Disk, read_meta, write_meta};
+use crate::health::Reopen as _;
 use crate::{CommitError, ErrorKind, Store};
 
 /// How often a store is asked whether it has noticed.
@@ -109,7 +110,7 @@ async fn fail_at(from: u64, count: u64, fault: Fault) -> u64 {
     let context = format!("{count} from {from} on, {fault:?}");
     let dir = tempfile::tempdir().unwrap();
     let machine = Machine::new();
-    let store = machine.open(dir.path()).await.unwrap();
+    let store = machine.start(dir.path()).await.unwrap();
     let mut known = Known::default();
     known.put(&store, "before", "1").await;
     store.flush().await;
@@ -131,7 +132,7 @@ async fn fail_at(from: u64, count: u64, fault: Fault) -> u64 {
     // What was acknowledged is on the disk by now, whatever the failed syncs were believed to have done.
     let machine = machine.after_power_cut(|| false);
     store.shutdown().await;
-    let store = machine.open(dir.path()).await.unwrap_or_else(|error| panic!("{context}: {error}"));
+    let store = machine.start(dir.path()).await.unwrap_or_else(|error| panic!("{context}: {error}"));
     known.check(&store, &format!("{context}, after a power cut"));
     store.shutdown().await;
     operations
@@ -173,7 +174,7 @@ async fn what_a_failed_sync_left_behind_is_not_believed() {
     for fault in [Fault::Forgotten, Fault::Reverted] {
         let machine = Machine::new();
         let open = |machine: &Machine| {
-            Disk::on(machine.source(0), "file", &|transaction| {
+            Disk::open(&machine.volume(), "file", &|transaction| {
                 transaction.open_table(TABLE)?;
                 Ok(())
             })
