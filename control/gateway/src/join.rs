@@ -25,7 +25,7 @@ use crate::bus::Publish;
 use crate::hub::Event;
 use crate::members::{self, Depends, Member, MemberError, Renewal};
 use crate::removal::Order;
-use crate::token;
+use crate::token::{Purpose, TokenError, find_token};
 
 /// How many join requests wait. One that finds no room is dropped; the machine asks again.
 pub(crate) const JOINS_QUEUED_MAX: usize = 64;
@@ -164,10 +164,12 @@ impl Joiner {
         message: [u8; 32],
         out: &mut [u8],
     ) -> Result<usize, Denied> {
-        let found = token::find(&self.registry, request.token_id, self.authority.ca_digest()).await;
-        let (token, secret) = found
-            .map_err(|status| unavailable(&status))?
-            .ok_or_else(|| refused(Refusal::Token, "no such token, or it has expired"))?;
+        let digest = self.authority.ca_digest();
+        let found = find_token(&self.registry, request.token_id, digest, Purpose::Node).await;
+        let (token, secret) = found.map_err(|status| unavailable(&status))?.map_err(|error| match error {
+            TokenError::Other(_) => refused(Refusal::Purpose, error),
+            error => refused(Refusal::Token, error),
+        })?;
         let verified = request.verify(&token).map_err(|error| refused(Refusal::Token, error))?;
         let certificate = self.certify(request)?;
         let fingerprint = sha256(request.csr.0);

@@ -59,7 +59,8 @@ use tokio::time::Instant;
 pub use ownership::OwnershipError;
 pub use removal::{ORDER_ANNOTATION, Order, RESULT_ANNOTATION};
 pub use token::{
-    TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, TokenError, create_token, new_token, token_of, token_secret_name,
+    Purpose, TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, TokenError, create_token, find_token, new_token, token_of,
+    token_secret_name,
 };
 
 use crate::bus::{Bus, Publish};

@@ -25,15 +25,50 @@ const ID_CHARS: usize = 6;
 const SECRET_CHARS: usize = 32;
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
+/// What a token lets its holder become. One for one thing is no good for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A node.
+    Node,
+    /// A member of the control plane.
+    Member,
+}
+
+impl Purpose {
+    /// The field of the Secret that allows this.
+    pub fn usage(self) -> &'static str {
+        match self {
+            Purpose::Node => "usage-bootstrap-authentication",
+            Purpose::Member => "usage-bootstrap-member",
+        }
+    }
+
+    fn other(self) -> Purpose {
+        match self {
+            Purpose::Node => Purpose::Member,
+            Purpose::Member => Purpose::Node,
+        }
+    }
+}
+
 /// Why a Secret is no valid token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
+    /// There is no Secret.
+    #[error("there is no such token, or it was revoked")]
+    Unknown,
+    /// It is for something else.
+    #[error("{}", match .0 {
+        Purpose::Node => "the token is for nodes, not for members: make one with `lichen token create --member`",
+        Purpose::Member => "the token is for members, not for nodes: make one with `lichen token create`",
+    })]
+    Other(Purpose),
     /// A field is missing or malformed, or the Secret is of another type.
     #[error("the Secret is not a bootstrap token: {0}")]
     Malformed(&'static str),
     /// It may not be used for joining.
-    #[error("the token's usage-bootstrap-authentication is not \"true\"")]
-    Usage,
+    #[error("the token's {} is not \"true\"", .0.usage())]
+    Usage(Purpose),
     /// Its time is over.
     #[error("the token has expired")]
     Expired,
@@ -45,7 +80,7 @@ pub fn token_secret_name(id: &str) -> String {
 }
 
 /// A fresh token, and the Secret that makes it valid until `now + ttl`.
-pub fn new_token(ca_digest: [u8; 32], now: Timestamp, ttl: Duration) -> (Token, Value) {
+pub fn new_token(ca_digest: [u8; 32], now: Timestamp, ttl: Duration, purpose: Purpose) -> (Token, Value) {
     loop {
         let (id, secret) = (random_text(ID_CHARS), random_text(SECRET_CHARS));
         // Always so, since both are made of the alphabet that tokens allow.
@@ -61,7 +96,7 @@ pub fn new_token(ca_digest: [u8; 32], now: Timestamp, ttl: Duration) -> (Token, 
                 "token-id": id,
                 "token-secret": secret,
                 "expiration": expires.to_string(),
-                "usage-bootstrap-authentication": "true",
+                purpose.usage(): "true",
             },
         });
         return (token, object);
@@ -72,7 +107,12 @@ pub fn new_token(ca_digest: [u8; 32], now: Timestamp, ttl: Duration) -> (Token, 
 ///
 /// # Errors
 /// When it is none, may not be used for joining, or has expired.
-pub fn token_of(secret: &Value, ca_digest: [u8; 32], now: Timestamp) -> Result<Token, TokenError> {
+pub fn token_of(
+    secret: &Value,
+    ca_digest: [u8; 32],
+    now: Timestamp,
+    purpose: Purpose,
+) -> Result<Token, TokenError> {
     if secret["type"] != TOKEN_SECRET_TYPE {
         return Err(TokenError::Malformed("its type is another"));
     }
@@ -80,8 +120,10 @@ pub fn token_of(secret: &Value, ca_digest: [u8; 32], now: Timestamp) -> Result<T
         let bytes = STANDARD.decode(secret["data"][name].as_str()?).ok()?;
         String::from_utf8(bytes).ok()
     };
-    if field("usage-bootstrap-authentication").as_deref() != Some("true") {
-        return Err(TokenError::Usage);
+    let allows = |purpose: Purpose| field(purpose.usage()).as_deref() == Some("true");
+    if !allows(purpose) {
+        let other = purpose.other();
+        return Err(if allows(other) { TokenError::Other(other) } else { TokenError::Usage(purpose) });
     }
     if let Some(expiration) = field("expiration") {
         let expiration: Timestamp =
@@ -108,39 +150,40 @@ pub async fn create_token(
     identity: &Identity,
     ca_digest: [u8; 32],
     ttl: Duration,
+    purpose: Purpose,
 ) -> Result<Token, Status> {
-    let (token, secret) = new_token(ca_digest, registry.now(), ttl);
+    let (token, secret) = new_token(ca_digest, registry.now(), ttl, purpose);
     let resource = &kinds::secret::RESOURCE;
     registry.create(identity, resource, Some(TOKEN_NAMESPACE), secret, &WriteOptions::default()).await?;
     Ok(token)
 }
 
 /// The token with an id, if there is a Secret that makes it valid now, and where and at which revision that Secret is.
-pub(crate) async fn find(
+///
+/// # Errors
+/// When the Secret can't be read.
+pub async fn find_token(
     registry: &Registry,
     id: &str,
     ca_digest: [u8; 32],
-) -> Result<Option<(Token, (Key, Revision))>, Status> {
+    purpose: Purpose,
+) -> Result<Result<(Token, (Key, Revision)), TokenError>, Status> {
     let name = token_secret_name(id);
     let record = match registry.get(&kinds::secret::RESOURCE, Some(TOKEN_NAMESPACE), &name).await {
         Ok(record) => record,
-        Err(status) if status.code == 404 => return Ok(None),
+        Err(status) if status.code == 404 => return Ok(Err(TokenError::Unknown)),
         Err(status) => return Err(status),
     };
     let secret = record.value().map_err(|_| Status::internal("a token's Secret can't be parsed"))?;
     if !secret["metadata"]["deletionTimestamp"].is_null() {
-        return Ok(None);
+        return Ok(Err(TokenError::Unknown));
     }
-    match token_of(&secret, ca_digest, registry.now()) {
-        Ok(token) => {
-            let key = key_of(&kinds::secret::RESOURCE, Some(TOKEN_NAMESPACE), &name);
-            Ok(Some((token, (key, record.revision()))))
-        }
-        Err(error) => {
-            tracing::info!(token = id, %error, "a token that is not valid was used");
-            Ok(None)
-        }
+    let token = token_of(&secret, ca_digest, registry.now(), purpose);
+    if let Err(error) = &token {
+        tracing::info!(token = id, %error, "a token that is not valid was used");
     }
+    let key = key_of(&kinds::secret::RESOURCE, Some(TOKEN_NAMESPACE), &name);
+    Ok(token.map(|token| (token, (key, record.revision()))))
 }
 
 /// Takes a token back.
@@ -177,10 +220,10 @@ mod tests {
 
     #[test]
     fn a_new_token_is_valid_until_it_expires() {
-        let (token, secret) = new_token(DIGEST, NOW, Duration::from_secs(60));
+        let (token, secret) = new_token(DIGEST, NOW, Duration::from_secs(60), Purpose::Node);
         let secret = stored(secret);
         let at = |seconds: i64| {
-            token_of(&secret, DIGEST, Timestamp::constant(1_800_000_000 + seconds, 0))
+            token_of(&secret, DIGEST, Timestamp::constant(1_800_000_000 + seconds, 0), Purpose::Node)
                 .map(|found| found.to_string())
         };
         assert_eq!(at(59), Ok(token.to_string()));
@@ -190,13 +233,16 @@ mod tests {
     #[test]
     fn what_is_no_token_is_refused() {
         let check = |change: fn(&mut Value), expect: TokenError| {
-            let (_, secret) = new_token(DIGEST, NOW, Duration::from_secs(60));
+            let (_, secret) = new_token(DIGEST, NOW, Duration::from_secs(60), Purpose::Node);
             let mut secret = stored(secret);
             change(&mut secret);
-            assert_eq!(token_of(&secret, DIGEST, NOW).err(), Some(expect));
+            assert_eq!(token_of(&secret, DIGEST, NOW, Purpose::Node).err(), Some(expect));
         };
         check(|secret| secret["type"] = "Opaque".into(), TokenError::Malformed("its type is another"));
-        check(|secret| secret["data"]["usage-bootstrap-authentication"] = "".into(), TokenError::Usage);
+        check(
+            |secret| secret["data"]["usage-bootstrap-authentication"] = "".into(),
+            TokenError::Usage(Purpose::Node),
+        );
         check(
             |secret| secret["metadata"]["name"] = "x".into(),
             TokenError::Malformed("its name and token-id differ"),
@@ -205,5 +251,14 @@ mod tests {
             |secret| secret["data"]["expiration"] = "eA==".into(),
             TokenError::Malformed("expiration is no RFC 3339 time"),
         );
+    }
+    #[test]
+    fn a_token_is_for_one_thing_only() {
+        for (purpose, other) in [(Purpose::Node, Purpose::Member), (Purpose::Member, Purpose::Node)] {
+            let (token, secret) = new_token(DIGEST, NOW, Duration::from_secs(60), purpose);
+            let secret = stored(secret);
+            assert_eq!(token_of(&secret, DIGEST, NOW, purpose).unwrap().to_string(), token.to_string());
+            assert_eq!(token_of(&secret, DIGEST, NOW, other).err(), Some(TokenError::Other(purpose)));
+        }
     }
 }

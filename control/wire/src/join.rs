@@ -99,6 +99,12 @@ pub enum Refusal {
         "the node was removed from the cluster; to let it in again, wipe its data directory and join with a token"
     )]
     Removed,
+    /// The token is for members of the control plane.
+    #[error(
+        "the token is for members of the control plane, not for nodes; make one with `lichen token create` and start \
+         the node with it"
+    )]
+    Purpose,
 }
 
 /// A join token: `<id>.<secret>.<sha256 of the CA's DER in hex>`.

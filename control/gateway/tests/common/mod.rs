@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use lichen_api::kinds;
 use lichen_artifacts::{Artifacts, CompileCommand};
 use lichen_gateway::bus::{Arrival, Bus, BusError, Message, Publish};
-use lichen_gateway::{Config, Gateway, ORDER_ANNOTATION, Order, create_token};
+use lichen_gateway::{Config, Gateway, ORDER_ANNOTATION, Order, Purpose, create_token};
 use lichen_pki::Authority;
 use lichen_registry::{
     AllocationRanges, Identity, NODE_LEASE_NAMESPACE, Patch, Registry, Sources, WriteOptions,
@@ -174,7 +174,8 @@ impl World {
     }
 
     pub(crate) async fn token(&self, ttl: Duration) -> Token {
-        create_token(&self.registry, &self.admin, self.authority.ca_digest(), ttl).await.unwrap()
+        let digest = self.authority.ca_digest();
+        create_token(&self.registry, &self.admin, digest, ttl, Purpose::Node).await.unwrap()
     }
 
     /// Joins as `node`, connects, and has the desired state: from then on both sides know that the session stands.

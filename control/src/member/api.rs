@@ -1,0 +1,168 @@
+//! The members on the API's port: administrators change them, and servers that hold a token for members join.
+
+use futures_util::future::BoxFuture;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response};
+use lichen_api::Status;
+use lichen_apiserver::{Body, Mount};
+use lichen_gateway::Purpose;
+use lichen_peers::{PROTOCOL, Peers, PeersError};
+use lichen_pki::Authority;
+use lichen_registry::{Identity, Registry};
+use lichen_store::{CommitError, Role};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+use super::Contact;
+use super::join::{JoinReply, JoinRequest, MESSAGE_BYTES_MAX};
+
+/// Where servers join.
+pub(crate) const JOIN_PATH: &str = "/lichen/v1/join";
+/// Where the members are shown and changed.
+pub(crate) const MEMBERS_PATH: &str = "/lichen/v1/members";
+
+/// Lets servers join that hold a token. Also served where there are no members, to say so.
+pub(crate) struct JoinMount {
+    pub(crate) registry: Registry,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) is_member: bool,
+}
+
+impl Mount for JoinMount {
+    fn is_open(&self) -> bool {
+        true
+    }
+
+    fn handle(&self, _: Identity, request: Request<Incoming>) -> BoxFuture<'_, Response<Body>> {
+        Box::pin(async move { respond(self.answer(request).await) })
+    }
+}
+
+impl JoinMount {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Value, Status> {
+        if request.method() != Method::POST {
+            return Err(Status::method_not_allowed());
+        }
+        let unreadable = |error: &dyn std::fmt::Display| Status::bad_request(format!("no request to join: {error}"));
+        let body = Limited::new(request.into_body(), MESSAGE_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| unreadable(&error))?.to_bytes();
+        // The version comes first: of another one, nothing else need be understood.
+        let version: Value = serde_json::from_slice(&body).map_err(|error| unreadable(&error))?;
+        if version["protocol"] != PROTOCOL {
+            return Err(Status::bad_request(format!(
+                "this cluster speaks version {PROTOCOL} of the members' protocol, and the server that wants to join \
+                 version {}: run the same version of lichen on all members",
+                version["protocol"]
+            )));
+        }
+        let ask: JoinRequest = serde_json::from_value(version).map_err(|error| unreadable(&error))?;
+        let digest = self.authority.ca_digest();
+        let found = lichen_gateway::find_token(&self.registry, &ask.id, digest, Purpose::Member).await?;
+        let unauthorized = |why: &dyn std::fmt::Display| {
+            Status::new(401, "Unauthorized", format!("the token is not accepted: {why}"))
+        };
+        let (token, _) = found.map_err(|error| unauthorized(&error))?;
+        // Digests are compared, so that the time it takes tells nothing of the secret.
+        let hash = |secret: &str| lichen_pki::digest_of_der(secret.as_bytes());
+        if hash(token.secret()) != hash(&ask.secret) {
+            return Err(unauthorized(&"its secret is wrong"));
+        }
+        if !self.is_member {
+            return Err(Status::new(
+                409,
+                "Conflict",
+                "this server is alone and no member can reach it: start it again with --cluster-init, then join",
+            ));
+        }
+        let members = self.registry.store().members().map_err(|error| refused(&error))?;
+        let voters = members.into_iter().filter(|member| member.role != Role::Learner);
+        let contact =
+            voters.map(|member| Contact { id: format!("{:016x}", member.id), address: member.address });
+        let handover = self.authority.handover();
+        tracing::info!(token = ask.id, "a server was given the authority, to join as a member");
+        let reply = JoinReply {
+            protocol: PROTOCOL,
+            ca: handover.ca_pem,
+            ca_key: handover.ca_key_pem,
+            members: contact.collect(),
+        };
+        serde_json::to_value(reply).map_err(Status::internal)
+    }
+}
+
+/// Shows and changes the members.
+pub(crate) struct MembersMount(pub(crate) Option<Peers>);
+
+impl Mount for MembersMount {
+    fn handle(&self, identity: Identity, request: Request<Incoming>) -> BoxFuture<'_, Response<Body>> {
+        Box::pin(async move { respond(self.answer(&identity, &request).await) })
+    }
+}
+
+impl MembersMount {
+    async fn answer(&self, identity: &Identity, request: &Request<Incoming>) -> Result<Value, Status> {
+        let peers = self.0.as_ref().ok_or_else(|| {
+            Status::new(
+                409,
+                "Conflict",
+                "this server is alone: start it again with --cluster-init to let others join",
+            )
+        })?;
+        let rest = request.uri().path().strip_prefix(MEMBERS_PATH).unwrap_or_default();
+        let parts: Vec<&str> = rest.split('/').filter(|part| !part.is_empty()).collect();
+        let done = match (request.method(), parts.as_slice()) {
+            (&Method::GET, []) => {
+                let members = peers.list().await.map_err(|error| status(&error))?;
+                return Ok(json!({ "items": members }));
+            }
+            (&Method::DELETE, [member]) => peers.remove(id(member)?).await,
+            (&Method::POST, [member, "promote"]) => peers.promote(id(member)?).await,
+            (&Method::POST, [member, "transfer-leader"]) => peers.transfer_leader(id(member)?).await,
+            (_, [] | [_] | [_, "promote" | "transfer-leader"]) => return Err(Status::method_not_allowed()),
+            _ => return Err(Status::unknown_path()),
+        };
+        done.map_err(|error| status(&error))?;
+        tracing::info!(
+            user = identity.user,
+            method = %request.method(),
+            path = request.uri().path(),
+            "the members were changed"
+        );
+        Ok(json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }))
+    }
+}
+
+fn id(text: &str) -> Result<u64, Status> {
+    let id = u64::from_str_radix(text, 16).ok().filter(|_| text.len() <= 16);
+    id.ok_or_else(|| {
+        Status::bad_request(format!("{text:?} is no member's id: `lichen member list` shows them"))
+    })
+}
+
+fn status(error: &PeersError) -> Status {
+    match error {
+        PeersError::Request(error) => Status::service_unavailable(error.to_string()),
+        PeersError::Commit(error) => refused(error),
+    }
+}
+
+fn refused(error: &CommitError) -> Status {
+    match error {
+        CommitError::Membership(why) => Status::new(409, "Conflict", why.clone()),
+        error => Status::service_unavailable(error.to_string()),
+    }
+}
+
+fn respond(answer: Result<Value, Status>) -> Response<Body> {
+    let (code, body) = match answer {
+        Ok(value) => (200, value),
+        Err(status) => (status.code, status.to_json()),
+    };
+    let body = Full::new(body.to_string().into()).map_err(|never| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = hyper::StatusCode::from_u16(code).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
