@@ -1,5 +1,6 @@
 //! What a server needs to know before it starts.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,21 @@ pub enum Broker {
     Embedded(SocketAddr),
     /// Another one, and how the server reaches it.
     External(Access),
+}
+
+/// The cluster that a server joins as a member.
+#[derive(Clone)]
+pub struct Join {
+    /// The URL of the API of a member.
+    pub server: String,
+    /// A token for members.
+    pub token: String,
+}
+
+impl fmt::Debug for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Join").field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 /// The configuration of one server process. Port 0 binds a free port; [`crate::Server`] says which.
@@ -33,6 +49,13 @@ pub struct Config {
     /// Further host names and addresses that clients and nodes reach this server by; they go into its certificate.
     /// `localhost` and the loopback addresses are always in it.
     pub names: Vec<String>,
+    /// Where other members reach this one. A server keeps it, and listens there ever after. One that was never given an
+    /// address, and neither joins nor begins a cluster, is alone.
+    pub peer_addr: Option<SocketAddr>,
+    /// Whether other members are to reach this one, at the default port if no other is said.
+    pub cluster_init: bool,
+    /// The cluster to join. Of no meaning for a server that has.
+    pub join: Option<Join>,
     /// How long a node's certificate holds; a node renews it when most of that time has passed.
     pub node_certificate_ttl: Duration,
     /// The command that compiles one component: WebAssembly on its standard input, compiled code on its output.
@@ -50,6 +73,9 @@ impl Config {
             silence_grace: SILENCE_GRACE,
             timing: Timing::DEFAULT,
             names: Vec::new(),
+            peer_addr: None,
+            cluster_init: false,
+            join: None,
             node_certificate_ttl: NODE_CERTIFICATE_TTL,
             compile_worker: Vec::new(),
         }

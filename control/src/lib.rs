@@ -9,17 +9,19 @@ mod executor;
 mod kubeconfig;
 mod leading;
 pub mod manager;
+mod member;
 mod recorder;
 mod scheduling;
 mod server;
 pub mod workqueue;
 
-pub use config::{Broker, Config};
+pub use config::{Broker, Config, Join};
+pub use member::{MEMBERS_PATH, MemberError};
 pub use server::{Server, StartError, TokenError};
 
 pub use lichen_mqtt::Access;
 
 pub use lichen_gateway::{
-    ORDER_ANNOTATION, Order, RESULT_ANNOTATION, TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, new_token,
+    ORDER_ANNOTATION, Order, Purpose, RESULT_ANNOTATION, TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, new_token,
     token_secret_name,
 };

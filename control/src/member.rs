@@ -20,7 +20,8 @@ use lichen_wire::join::Token;
 use serde::{Deserialize, Serialize};
 
 use crate::Config;
-pub(crate) use api::{JOIN_PATH, JoinMount, MEMBERS_PATH, MembersMount};
+pub use api::MEMBERS_PATH;
+pub(crate) use api::{JOIN_PATH, JoinMount, MembersMount};
 
 /// What is kept of the membership.
 const FILE: &str = "member.json";
@@ -127,6 +128,16 @@ pub(crate) struct Member {
 }
 
 impl Member {
+    /// Where other members reach this one.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The name or address by which other members reach this one.
+    pub(crate) fn host(&self) -> &str {
+        self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host)
+    }
+
     /// Tells the cluster what is to be known of this member, until it knows.
     pub(crate) fn announce(&self, record: MemberRecord) -> impl Future<Output = ()> + use<> {
         let (peers, address) = (self.peers.clone(), self.address.clone());

@@ -13,7 +13,8 @@ use hyper::{Request, Response};
 use lichen_api::Status;
 use lichen_apiserver::Mount;
 use lichen_artifacts::{Artifacts, CompileCommand};
-use lichen_gateway::broker;
+use lichen_gateway::{Purpose, broker};
+use lichen_peers::MemberRecord;
 use lichen_pki::{Authority, PkiError, Rotating};
 use lichen_registry::{AllocationRanges, Identity, MASTERS_GROUP, Registry, Sources};
 use lichen_store::Store;
@@ -22,6 +23,7 @@ use tokio::task::JoinSet;
 
 use crate::kubeconfig::kubeconfig;
 use crate::leading::{Leader, Leading, Owner, Venue};
+use crate::member::{self, JOIN_PATH, JoinMount, MEMBERS_PATH, Member, MemberError, MembersMount, Opened};
 use crate::{Broker, Config};
 
 /// Where artifacts are served on the API's port.
@@ -52,9 +54,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// The store does not open; another server may have the data directory.
-    #[error("cannot open the store")]
-    Store(#[from] lichen_store::OpenError),
+    /// The store does not open, or the server does not become the member that it is to be.
+    #[error(transparent)]
+    Member(#[from] MemberError),
     /// Certificates cannot be read or made.
     #[error("cannot use the cluster's authority")]
     Authority(#[from] PkiError),
@@ -91,6 +93,8 @@ pub struct Server {
     leading: Leading,
     stop_api: watch::Sender<bool>,
     api: JoinSet<()>,
+    member: Option<Member>,
+    announcing: JoinSet<()>,
 }
 
 impl std::fmt::Debug for Server {
@@ -109,22 +113,31 @@ impl Server {
         let data_dir = &config.data_dir;
         std::fs::create_dir_all(data_dir)
             .map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
-        // The store comes first: it is what a second server on the same directory is refused by.
-        let store = Store::open(lichen_store::Config::new(data_dir.join("store"))).await?;
-        match Server::join(&config, store.clone()).await {
-            Ok(server) => Ok(server),
+        let Opened { store, authority, member } = member::open(&config).await?;
+        match Server::join(&config, store.clone(), authority, member.as_ref()).await {
+            Ok(mut server) => {
+                server.member = member;
+                Ok(server)
+            }
             Err(error) => {
+                if let Some(member) = member {
+                    member.serving.shutdown().await;
+                }
                 store.shutdown().await;
                 Err(error)
             }
         }
     }
 
-    async fn join(config: &Config, store: Store) -> Result<Server, StartError> {
-        let authority = Arc::new(Authority::open_or_create(&config.data_dir.join("pki"))?);
+    async fn join(
+        config: &Config,
+        store: Store,
+        authority: Arc<Authority>,
+        member: Option<&Member>,
+    ) -> Result<Server, StartError> {
         let ranges = AllocationRanges::default();
         let admin = authority.issue_client(ADMIN, Some(MASTERS_GROUP))?;
-        let certificate = Rotating::server(authority.clone(), names(config, &ranges))?;
+        let certificate = Rotating::server(authority.clone(), names(config, &ranges, member))?;
         let tls = |alpn: &[&[u8]]| certificate.server_config(alpn).map(Arc::new);
         let registry = Registry::new(store.clone(), ranges, Sources::system());
         let command = CompileCommand::new(config.compile_worker.iter().map(Into::into).collect());
@@ -140,13 +153,23 @@ impl Server {
             Broker::External(access) => (Venue::External(access.clone()), None),
         };
         let owner = Owner::default();
+        let peers = member.map(|member| member.peers.clone());
+        let join = JoinMount {
+            registry: registry.clone(),
+            authority: authority.clone(),
+            is_member: peers.is_some(),
+        };
         let api = lichen_apiserver::Config {
             registry: registry.clone(),
             streams: Some(Arc::new(owner.clone())),
             presence: Some(Arc::new(owner.clone())),
             tls: tls(&[b"h2", b"http/1.1"])?,
             listen: config.api_addr,
-            mounts: vec![(ARTIFACTS_PREFIX.to_owned(), Arc::new(ArtifactMount(artifacts.clone())))],
+            mounts: vec![
+                (ARTIFACTS_PREFIX.to_owned(), Arc::new(ArtifactMount(artifacts.clone()))),
+                (JOIN_PATH.to_owned(), Arc::new(join)),
+                (MEMBERS_PATH.to_owned(), Arc::new(MembersMount(peers.clone()))),
+            ],
         };
         let api = lichen_apiserver::build(api).await?;
         let api_addr = api.address();
@@ -162,13 +185,24 @@ impl Server {
         };
         let leading = Leading::start(leader, owner).await?;
 
-        let admin_kubeconfig = kubeconfig(&url(config, api_addr), authority.ca_pem(), ADMIN, &admin);
+        let admin_kubeconfig = kubeconfig(&url(config, member, api_addr), authority.ca_pem(), ADMIN, &admin);
         let (stop_api, mut api_task) = (watch::Sender::new(false), JoinSet::new());
         let mut stopping = stop_api.subscribe();
         api_task.spawn(api.run(async move {
             // An error means that the server was dropped, which stops it as well.
             let _ = stopping.wait_for(|stop| *stop).await;
         }));
+        let mut announcing = JoinSet::new();
+        if let Some(member) = member {
+            let reached = |address: SocketAddr| reached(config, Some(member), address);
+            announcing.spawn(member.announce(MemberRecord {
+                api_url: format!("https://{}", reached(api_addr)),
+                mqtt_address: mqtt_addr.map(reached).unwrap_or_default(),
+                names: config.names.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                removed: false,
+            }));
+        }
         tracing::info!(%api_addr, broker = ?config.broker, data_dir = %config.data_dir.display(), "the server runs");
         Ok(Server {
             api_addr,
@@ -180,6 +214,8 @@ impl Server {
             leading,
             stop_api,
             api: api_task,
+            member: None,
+            announcing,
         })
     }
 
@@ -191,6 +227,11 @@ impl Server {
     /// The address the embedded broker listens on, if there is one.
     pub fn mqtt_addr(&self) -> Option<SocketAddr> {
         self.mqtt_addr
+    }
+
+    /// Where other members reach this one, if they do.
+    pub fn peer_address(&self) -> Option<&str> {
+        self.member.as_ref().map(Member::address)
     }
 
     /// The certificate of the cluster's authority.
@@ -208,17 +249,41 @@ impl Server {
     /// # Errors
     /// When its Secret cannot be written.
     pub async fn create_token(&self, ttl: Duration) -> Result<String, TokenError> {
-        let identity = Identity::new(ADMIN, [MASTERS_GROUP]);
-        let token =
-            lichen_gateway::create_token(&self.registry, &identity, self.authority.ca_digest(), ttl).await?;
-        Ok(token.to_string())
+        self.token(ttl, Purpose::Node).await
     }
 
-    /// Completes when a part has ended by itself: the server is of no use any more. Can be cancelled.
-    pub async fn failed(&mut self) {
+    /// Makes a token that holds for `ttl`, with which other servers join.
+    ///
+    /// # Errors
+    /// When its Secret cannot be written.
+    pub async fn create_member_token(&self, ttl: Duration) -> Result<String, TokenError> {
+        self.token(ttl, Purpose::Member).await
+    }
+
+    async fn token(&self, ttl: Duration, purpose: Purpose) -> Result<String, TokenError> {
+        let identity = Identity::new(ADMIN, [MASTERS_GROUP]);
+        let digest = self.authority.ca_digest();
+        Ok(lichen_gateway::create_token(&self.registry, &identity, digest, ttl, purpose).await?.to_string())
+    }
+
+    /// Completes, with the reason, when the server is of no use any more: a part has ended by itself, or this member was
+    /// removed from its cluster. Can be cancelled.
+    pub async fn failed(&mut self) -> String {
+        let removed = self.member.as_ref().map(|member| member.peers.removed());
+        let removed = async {
+            match removed {
+                Some(mut removed) => match removed.wait_for(Option::is_some).await {
+                    Ok(why) => why.clone().unwrap_or_default(),
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            ended = self.api.join_next() => tracing::error!(?ended, "the API server has ended"),
-            () = self.leading.failed() => tracing::error!("the leadership is no longer followed"),
+            biased;
+            why = removed => why,
+            ended = self.api.join_next() => format!("the API server has ended: {ended:?}"),
+            () = self.leading.failed() => "the leadership is no longer followed".into(),
         }
     }
 
@@ -230,14 +295,18 @@ impl Server {
                 tracing::error!(%error, "the API server ended badly");
             }
         }
+        self.announcing.shutdown().await;
         self.leading.shutdown().await;
         self.store.shutdown().await;
+        if let Some(member) = self.member {
+            member.serving.shutdown().await;
+        }
         tracing::info!("the server has ended");
     }
 }
 
 /// Everything that the server's certificate is for.
-fn names(config: &Config, ranges: &AllocationRanges) -> Vec<String> {
+fn names(config: &Config, ranges: &AllocationRanges, member: Option<&Member>) -> Vec<String> {
     let mut names: Vec<String> = NAMES.map(str::to_owned).into();
     names.push(ranges.api_service().to_string());
     let mqtt_addr = match config.broker {
@@ -250,18 +319,28 @@ fn names(config: &Config, ranges: &AllocationRanges) -> Vec<String> {
         }
     }
     names.extend(config.names.iter().cloned());
+    names.extend(member.map(|member| member.host().trim_matches(['[', ']']).to_owned()));
     names.sort();
     names.dedup();
     names
 }
 
 /// Where clients on other machines, or at least on this one, reach the API.
-fn url(config: &Config, address: SocketAddr) -> String {
+fn url(config: &Config, member: Option<&Member>, address: SocketAddr) -> String {
+    format!("https://{}", reached(config, member, address))
+}
+
+/// Where others reach what listens on an address: if that is every address, at the server's first name, or where other
+/// members reach it.
+fn reached(config: &Config, member: Option<&Member>, address: SocketAddr) -> String {
+    if !address.ip().is_unspecified() {
+        return address.to_string();
+    }
     let port = address.port();
-    match config.names.first() {
-        Some(name) if address.ip().is_unspecified() => format!("https://{name}:{port}"),
-        _ if address.ip().is_unspecified() => format!("https://127.0.0.1:{port}"),
-        _ => format!("https://{address}"),
+    match (config.names.first(), member) {
+        (Some(name), _) => format!("{name}:{port}"),
+        (None, Some(member)) => format!("{}:{port}", member.host()),
+        (None, None) => format!("127.0.0.1:{port}"),
     }
 }
 

@@ -61,6 +61,11 @@ impl Client {
         Ok(Self { http, server, ca_pem, namespace })
     }
 
+    /// The URL of the server, `https://host:port`.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
     /// Sends a request as it is and returns the reply, whatever its status.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
         let (mut parts, body) = request.into_parts();
@@ -128,6 +133,11 @@ impl Client {
     /// POST of a new object.
     pub(crate) async fn create(&self, path: &str, object: &Value) -> Result<Value> {
         self.json(Method::POST, path, JSON, Some((JSON, serde_json::to_vec(object)?.into()))).await
+    }
+
+    /// POST without a body.
+    pub(crate) async fn post(&self, path: &str) -> Result<Value> {
+        self.json(Method::POST, path, JSON, None).await
     }
 
     /// PATCH with the media type of the patch.

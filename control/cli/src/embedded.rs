@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use jiff::{Span, SpanRelativeTo};
 use lichen_agent::{Agent, BrokerArguments};
-use lichen_control::{Access, Broker, Server};
+use lichen_control::{Access, Broker, Join, Server};
 
 use crate::limits::raise_descriptors;
 
@@ -67,7 +67,7 @@ impl ServerArguments {
     }
 
     /// Starts the server and leaves a kubeconfig in its data directory.
-    pub(crate) async fn start(&self, data_dir: &Path) -> Result<(Server, PathBuf)> {
+    pub(crate) async fn start(&self, data_dir: &Path, membership: Membership) -> Result<(Server, PathBuf)> {
         raise_descriptors();
         let own = std::env::current_exe().context("finding this program's own file")?;
         let config = lichen_control::Config {
@@ -75,6 +75,9 @@ impl ServerArguments {
             broker: self.broker()?,
             names: self.names.clone(),
             node_certificate_ttl: self.node_certificate_ttl,
+            peer_addr: membership.peer_addr,
+            cluster_init: membership.cluster_init,
+            join: membership.join,
             compile_worker: vec![own.to_string_lossy().into_owned(), "compile-worker".into()],
             ..lichen_control::Config::new(data_dir.join("server"))
         };
@@ -84,6 +87,14 @@ impl ServerArguments {
             .with_context(|| format!("cannot write {}", kubeconfig.display()))?;
         Ok((server, kubeconfig))
     }
+}
+
+/// What a server is to be to others.
+#[derive(Default)]
+pub(crate) struct Membership {
+    pub(crate) cluster_init: bool,
+    pub(crate) join: Option<Join>,
+    pub(crate) peer_addr: Option<SocketAddr>,
 }
 
 /// A server and its agents in one process.
@@ -102,7 +113,7 @@ impl Cluster {
         data_dir: &Path,
         nodes: &[String],
     ) -> Result<Self> {
-        let (server, kubeconfig) = arguments.start(data_dir).await?;
+        let (server, kubeconfig) = arguments.start(data_dir, Membership::default()).await?;
         let mut cluster = Self { server, kubeconfig, agents: Vec::new() };
         for node in nodes {
             match cluster.start_agent(arguments, data_dir, node).await {

@@ -43,9 +43,12 @@ enum Command {
     Server(commands::server::Arguments),
     /// Run a node.
     Agent(commands::agent::Arguments),
-    /// Manage the tokens with which nodes join.
+    /// Manage the tokens with which nodes and members join.
     #[command(subcommand)]
     Token(commands::token::Token),
+    /// Manage the members of the control plane.
+    #[command(subcommand)]
+    Member(commands::member::Member),
     /// Take nodes out of the cluster.
     #[command(subcommand)]
     Node(commands::node::Node),
@@ -119,6 +122,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Server(arguments) => commands::server::run(arguments).await,
         Command::Agent(arguments) => commands::agent::run(arguments).await,
         Command::Token(command) => commands::token::run(&client()?, command).await,
+        Command::Member(command) => commands::member::run(&client()?, command).await,
         Command::Node(command) => commands::node::run(&client()?, command).await,
         Command::Store(command) => commands::store::run(command).await,
         Command::Push(arguments) => commands::push::run(&client()?, arguments).await,

@@ -21,7 +21,7 @@ use super::join::{JoinReply, JoinRequest, MESSAGE_BYTES_MAX};
 /// Where servers join.
 pub(crate) const JOIN_PATH: &str = "/lichen/v1/join";
 /// Where the members are shown and changed.
-pub(crate) const MEMBERS_PATH: &str = "/lichen/v1/members";
+pub const MEMBERS_PATH: &str = "/lichen/v1/members";
 
 /// Lets servers join that hold a token. Also served where there are no members, to say so.
 pub(crate) struct JoinMount {
@@ -45,7 +45,8 @@ impl JoinMount {
         if request.method() != Method::POST {
             return Err(Status::method_not_allowed());
         }
-        let unreadable = |error: &dyn std::fmt::Display| Status::bad_request(format!("no request to join: {error}"));
+        let unreadable =
+            |error: &dyn std::fmt::Display| Status::bad_request(format!("no request to join: {error}"));
         let body = Limited::new(request.into_body(), MESSAGE_BYTES_MAX).collect().await;
         let body = body.map_err(|error| unreadable(&error))?.to_bytes();
         // The version comes first: of another one, nothing else need be understood.
@@ -162,7 +163,8 @@ fn respond(answer: Result<Value, Status>) -> Response<Body> {
     };
     let body = Full::new(body.to_string().into()).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
-    *response.status_mut() = hyper::StatusCode::from_u16(code).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        hyper::StatusCode::from_u16(code).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -8,8 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
@@ -73,7 +73,8 @@ async fn exchange(server: &str, token: &Token) -> Result<Found, String> {
     };
     let tls = lichen_pki::client_config(&ClientTrust::Pinned(*token.ca_digest()), None).map_err(said)?;
     let name = ServerName::try_from(host.clone()).map_err(said)?;
-    let stream = TcpStream::connect((host.as_str(), url.port_u16().unwrap_or(API_PORT))).await.map_err(said)?;
+    let stream =
+        TcpStream::connect((host.as_str(), url.port_u16().unwrap_or(API_PORT))).await.map_err(said)?;
     let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await.map_err(said)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(said)?;
@@ -102,7 +103,8 @@ async fn exchange(server: &str, token: &Token) -> Result<Found, String> {
         let words = status["message"].as_str().map(str::to_owned);
         return Err(words.unwrap_or_else(|| format!("it answers {code}: is it a lichen server?")));
     }
-    let reply: JoinReply = serde_json::from_slice(&body).map_err(|_| "its answer can't be read".to_owned())?;
+    let reply: JoinReply =
+        serde_json::from_slice(&body).map_err(|_| "its answer can't be read".to_owned())?;
     if lichen_pki::digest_of_pem(&reply.ca).ok().as_ref() != Some(token.ca_digest()) {
         return Err("the authority it sent is not the one that the token names".into());
     }

@@ -9,6 +9,7 @@ pub(crate) mod demo;
 pub(crate) mod fetch;
 pub(crate) mod get;
 pub(crate) mod logs;
+pub(crate) mod member;
 pub(crate) mod node;
 pub(crate) mod oci_shim;
 pub(crate) mod push;

@@ -1,4 +1,4 @@
-//! `lichen token`: the tokens with which nodes join.
+//! `lichen token`: the tokens with which nodes and members join.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use lichen_api::table::{duration as duration_text, since};
-use lichen_control::{TOKEN_NAMESPACE, TOKEN_SECRET_TYPE};
+use lichen_control::{Purpose, TOKEN_NAMESPACE, TOKEN_SECRET_TYPE};
 use serde_json::Value;
 
 use super::get::{escaped, resource, text};
@@ -15,18 +15,22 @@ use crate::client::{Client, path};
 use crate::embedded::duration;
 use crate::output::aligned;
 
-/// Manages the tokens with which nodes join.
+/// Manages the tokens with which nodes and members join.
 #[derive(clap::Subcommand)]
 pub(crate) enum Token {
     /// Make a token and print it. It is shown once; who has it can make a node of this cluster until it expires.
     Create {
+        /// Make a token for members of the control plane. Who has it is given everything that the cluster keeps, its
+        /// authority included.
+        #[arg(long)]
+        member: bool,
         /// How long it can be used, for example `30m` or `24h`.
-        #[arg(long, default_value = "24h", value_parser = duration)]
+        #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
         ttl: Duration,
     },
     /// Show the tokens, without their secrets.
     List,
-    /// Take a token back: nodes that have joined with it stay.
+    /// Take a token back: nodes and members that have joined with it stay.
     Revoke {
         /// The token's id: what comes before its first dot.
         id: String,
@@ -36,7 +40,10 @@ pub(crate) enum Token {
 /// Runs the command.
 pub(crate) async fn run(client: &Client, command: &Token) -> Result<()> {
     match command {
-        Token::Create { ttl } => println!("{}", create(client, *ttl).await?),
+        Token::Create { member, ttl } => {
+            let purpose = if *member { Purpose::Member } else { Purpose::Node };
+            println!("{}", create(client, *ttl, purpose).await?);
+        }
         Token::List => {
             let selector = format!("?fieldSelector=type%3D{}", escaped(TOKEN_SECRET_TYPE));
             let collection = path(resource("secrets")?, Some(TOKEN_NAMESPACE), None);
@@ -58,21 +65,24 @@ pub(crate) async fn run(client: &Client, command: &Token) -> Result<()> {
 }
 
 /// Makes a token that can be used for `ttl`.
-pub(crate) async fn create(client: &Client, ttl: Duration) -> Result<String> {
+pub(crate) async fn create(client: &Client, ttl: Duration, purpose: Purpose) -> Result<String> {
     let digest = lichen_pki::digest_of_pem(&client.ca_pem)?;
-    let (token, secret) = lichen_control::new_token(digest, Timestamp::now(), ttl);
+    let (token, secret) = lichen_control::new_token(digest, Timestamp::now(), ttl, purpose);
     client.create(&path(resource("secrets")?, Some(TOKEN_NAMESPACE), None), &secret).await?;
     Ok(token.to_string())
 }
 
 /// The tokens as kubectl would show them; none if there are none.
 fn table(secrets: &Value, now: Timestamp) -> Option<String> {
-    let mut lines = vec![["ID", "TTL", "EXPIRES", "AGE"].map(str::to_owned).to_vec()];
+    let mut lines = vec![["ID", "FOR", "TTL", "EXPIRES", "AGE"].map(str::to_owned).to_vec()];
     for secret in secrets.as_array()? {
         let field = |name: &str| {
             let bytes = STANDARD.decode(secret["data"][name].as_str()?).ok()?;
             String::from_utf8(bytes).ok()
         };
+        let serves = |purpose: &&(Purpose, &str)| field(purpose.0.usage()).as_deref() == Some("true");
+        let purposes = [(Purpose::Node, "nodes"), (Purpose::Member, "members")];
+        let purpose = purposes.iter().find(serves).map_or("<nothing>", |(_, name)| name);
         let expires = field("expiration");
         let ttl = match &expires {
             None => "<forever>".to_owned(),
@@ -85,6 +95,7 @@ fn table(secrets: &Value, now: Timestamp) -> Option<String> {
         let age = since(text(&secret["metadata"]["creationTimestamp"]), now);
         lines.push(vec![
             field("token-id").unwrap_or_default(),
+            purpose.to_owned(),
             ttl,
             expires.unwrap_or("<never>".into()),
             age,
@@ -105,6 +116,8 @@ mod tests {
                 "metadata": { "creationTimestamp": at(-60).to_string() },
                 "data": { "token-id": STANDARD.encode(id), "token-secret": STANDARD.encode("hidden") },
             });
+            let usage = if id == "bbbbbb" { Purpose::Member } else { Purpose::Node }.usage();
+            secret["data"][usage] = STANDARD.encode("true").into();
             if let Some(expires) = expires {
                 secret["data"]["expiration"] = STANDARD.encode(expires.to_string()).into();
             }
@@ -113,10 +126,10 @@ mod tests {
         let secrets = [secret("aaaaaa", Some(at(90))), secret("bbbbbb", None), secret("cccccc", Some(at(0)))];
         assert_eq!(
             table(&secrets.to_vec().into(), at(0)).unwrap(),
-            "ID       TTL         EXPIRES                AGE\n\
-             aaaaaa   90s         2027-01-15T08:01:30Z   60s\n\
-             bbbbbb   <forever>   <never>                60s\n\
-             cccccc   <expired>   2027-01-15T08:00:00Z   60s\n"
+            "ID       FOR       TTL         EXPIRES                AGE\n\
+             aaaaaa   nodes     90s         2027-01-15T08:01:30Z   60s\n\
+             bbbbbb   members   <forever>   <never>                60s\n\
+             cccccc   nodes     <expired>   2027-01-15T08:00:00Z   60s\n"
         );
         assert_eq!(table(&serde_json::json!([]), at(0)), None);
     }

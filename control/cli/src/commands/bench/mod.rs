@@ -20,6 +20,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioExecutor;
 use lichen_agent::AddressMode;
+use lichen_control::Purpose;
 use serde_json::{Value, json};
 
 use self::load::Outcome;
@@ -138,7 +139,7 @@ impl Bed {
         push::push(&client, &IMAGE.parse()?, Bytes::from_static(HELLO)).await?;
         let mut agents = Vec::new();
         for node in NODES {
-            let token = token::create(&client, Duration::from_secs(600)).await?;
+            let token = token::create(&client, Duration::from_secs(600), Purpose::Node).await?;
             let mut arguments = vec!["agent".to_owned()];
             arguments.extend(flag("--server", &mqtt));
             arguments.extend(flag("--token", &token));

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use lichen_control::Purpose;
 use lichen_link::{JoinConfig, Link, LinkEvent, join};
 use lichen_pki::{ClientTrust, Credentials, Request, client_config};
 use lichen_wire::join::Token;
@@ -101,7 +102,7 @@ async fn traffic(figures: &mut Figures, folder: &Path, time: Duration) -> Result
     let mut agents = Vec::new();
     for (name, pods) in [("idle", 0), ("busy", PODS)] {
         let relay = Relay::start(&server.mqtt).await?;
-        let token = token::create(&server.client, Duration::from_secs(600)).await?;
+        let token = token::create(&server.client, Duration::from_secs(600), Purpose::Node).await?;
         let data_dir = folder.join(name);
         let arguments =
             ["agent", "--server", &relay.address, "--token", &token, "--node-name", name, "--data-dir"];
@@ -146,7 +147,8 @@ async fn traffic(figures: &mut Figures, folder: &Path, time: Duration) -> Result
 /// What many nodes cost the server, and how they come back once it was gone.
 async fn crowd(figures: &mut Figures, folder: &Path, count: usize) -> Result<()> {
     let mut server = Server::start(folder).await?;
-    let token: Token = token::create(&server.client, Duration::from_secs(3600)).await?.parse()?;
+    let token: Token =
+        token::create(&server.client, Duration::from_secs(3600), Purpose::Node).await?.parse()?;
     tokio::time::sleep(SETTLE).await;
     let before = server.process.usage()?;
 
