@@ -117,6 +117,11 @@ impl Owner {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether this member has it.
+    pub(crate) fn is_here(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     fn set(&self, links: Option<NodeLinks>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = links;
     }

@@ -163,6 +163,7 @@ impl Server {
             registry: registry.clone(),
             streams: Some(Arc::new(owner.clone())),
             presence: Some(Arc::new(owner.clone())),
+            forward: None,
             tls: tls(&[b"h2", b"http/1.1"])?,
             listen: config.api_addr,
             mounts: vec![

@@ -11,7 +11,7 @@ use crate::{body, delete, lists, options, watches};
 /// Answers a request about a collection.
 pub(crate) async fn answer(call: Call, body: Incoming) -> Result<Response<Body>, Status> {
     match call.method {
-        Method::GET if call.watch => watches::answer(call, None),
+        Method::GET if call.watch => watches::answer(call, None).await,
         Method::GET => list(call).await,
         Method::POST if call.resource.namespaced == call.namespace.is_some() => create(call, body).await,
         Method::DELETE
@@ -24,9 +24,9 @@ pub(crate) async fn answer(call: Call, body: Incoming) -> Result<Response<Body>,
 }
 
 /// Answers a watch of one object by its path.
-pub(crate) fn watch_one(call: Call, name: &str) -> Result<Response<Body>, Status> {
+pub(crate) async fn watch_one(call: Call, name: &str) -> Result<Response<Body>, Status> {
     match call.method {
-        Method::GET => watches::answer(call, Some(name.to_owned())),
+        Method::GET => watches::answer(call, Some(name.to_owned())).await,
         _ => Err(Status::method_not_allowed()),
     }
 }

@@ -51,9 +51,8 @@ pub(crate) fn answer(app: &App, path: &Path, request: &Request<Incoming>) -> Res
             None => Ok(respond::page_not_found()),
         },
         Path::Version => json(version()),
-        Path::Health => Ok(health(app, request.uri().query().is_some_and(|query| query.contains("verbose")))),
         Path::Root => json(json!({"paths": roots()})),
-        Path::Resource(_) | Path::Other => Ok(respond::page_not_found()),
+        Path::Health | Path::Resource(_) | Path::Other => Ok(respond::page_not_found()),
     }
 }
 
@@ -106,15 +105,6 @@ fn go_arch(arch: &str) -> &str {
         "aarch64" => "arm64",
         other => other,
     }
-}
-
-fn health(app: &App, verbose: bool) -> Response<Body> {
-    let media = "text/plain; charset=utf-8";
-    if *app.draining.borrow() {
-        return respond::full(503, media, "[-]shutdown failed: the server is draining\n");
-    }
-    let text = if verbose { "[+]ping ok\n[+]store ok\nhealthz check passed\n" } else { "ok" };
-    respond::full(200, media, text)
 }
 
 fn roots() -> Vec<String> {

@@ -16,8 +16,10 @@ mod collection;
 mod delete;
 mod discovery;
 mod documents;
+mod forward;
 #[cfg(test)]
 mod fuzz;
+mod health;
 mod lists;
 mod logs;
 mod negotiate;
@@ -32,6 +34,7 @@ mod router;
 mod server;
 mod watches;
 
+pub use forward::{Forward, Forwarded};
 pub use respond::{Body, BodyError, boxed};
 pub use router::Mount;
 pub use server::{Bound, BuildError, Config, build};

@@ -74,10 +74,7 @@ async fn get(call: Call, name: &str) -> Result<Response<Body>, Status> {
     let record = match options::revision(&call.query)? {
         None => registry.get(call.resource, call.namespace(), name).await?,
         Some(asked) => {
-            let current = registry.revision();
-            if Revision(asked) > current {
-                return Err(Status::future_revision(asked, current.0));
-            }
+            registry.reach(Revision(asked)).await?;
             registry.get_local(call.resource, call.namespace(), name)?
         }
     };

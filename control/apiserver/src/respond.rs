@@ -11,6 +11,7 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_
 use hyper::{Response, StatusCode};
 use lichen_api::Status;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::negotiate::Encoding;
 
@@ -55,6 +56,17 @@ fn with_headers(code: u16, media: &'static str, body: Body) -> Response<Body> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
+}
+
+/// A response of another server, which ends when this one drains.
+pub(crate) fn until(response: Response<Body>, mut draining: watch::Receiver<bool>) -> Response<Body> {
+    use futures_util::StreamExt as _;
+    let drained = async move {
+        // An error means that the server is gone, which ends the response as well.
+        let _ = draining.wait_for(|draining| *draining).await;
+    };
+    let pieces = |body: Body| body.into_data_stream().map(|piece| piece.map(Frame::data));
+    response.map(|body| StreamBody::new(pieces(body).take_until(Box::pin(drained))).boxed_unsync())
 }
 
 /// A response with a JSON value in the encoding that was agreed on.

@@ -12,11 +12,12 @@ use lichen_registry::{Identity, NodePresence, NodeStreams, Registry};
 use lichen_store::Record;
 use tokio::sync::{Semaphore, watch};
 
+use crate::forward::{self, Forward};
 use crate::negotiate::{self, Encoding, Format};
 use crate::path::{self, Path, Target};
 use crate::query::Query;
 use crate::respond::{self, Body};
-use crate::{auth, collection, discovery, object, reviews};
+use crate::{auth, collection, discovery, health, object, reviews};
 
 /// Requests that are worked on at once, watches and logs aside. The rest is told to come back.
 const IN_FLIGHT_MAX: usize = 512;
@@ -50,6 +51,7 @@ pub(crate) struct App {
     pub(crate) registry: Registry,
     pub(crate) streams: Option<Arc<dyn NodeStreams>>,
     pub(crate) presence: Option<Arc<dyn NodePresence>>,
+    pub(crate) forward: Option<Arc<dyn Forward>>,
     pub(crate) mounts: Vec<(String, Arc<dyn Mount>)>,
     pub(crate) documents: crate::documents::Documents,
     pub(crate) in_flight: Arc<Semaphore>,
@@ -122,9 +124,14 @@ pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &hyper::header::HeaderName)
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Answers a request.
-pub(crate) async fn answer(app: Arc<App>, identity: Identity, request: Request<Incoming>) -> Response<Body> {
-    match route(app, identity, request).await {
+/// Answers a request, or lets the member that leads answer it, if it `may` be passed on.
+pub(crate) async fn answer(
+    app: Arc<App>,
+    identity: Identity,
+    request: Request<Incoming>,
+    may_forward: bool,
+) -> Response<Body> {
+    match route(app, identity, request, may_forward).await {
         Ok(response) => response,
         Err(status) => respond::status(&status),
     }
@@ -134,6 +141,7 @@ async fn route(
     app: Arc<App>,
     identity: Identity,
     request: Request<Incoming>,
+    may_forward: bool,
 ) -> Result<Response<Body>, Status> {
     auth::check_headers(request.headers())?;
     let raw_path = request.uri().path().to_owned();
@@ -150,7 +158,6 @@ async fn route(
     }
     match path {
         Path::Resource(target) => {
-            let (parts, body) = request.into_parts();
             let endless = verb == "watch" || target.sub.as_deref() == Some("log");
             let permit = match endless {
                 true => None,
@@ -161,10 +168,19 @@ async fn route(
                     )
                 })?),
             };
+            let forward = app.forward.as_ref().filter(|_| may_forward);
+            if let Some(forward) = forward
+                && let Some(passed) = forward::to_leader(&identity, &target, verb, &query, &request)
+                && let Some(reply) = forward.forward(passed?).await
+            {
+                return Ok(respond::until(reply?, app.draining.clone()));
+            }
+            let (parts, body) = request.into_parts();
             let response = resource(app, identity, target, query, parts, body).await;
             drop(permit);
             response
         }
+        Path::Health => health::answer(&app, &identity, &request).await,
         other => discovery::answer(&app, &other, &request),
     }
 }
@@ -237,7 +253,7 @@ async fn resource(
     let answer = match (target.name, target.sub) {
         (name, _) if review.is_some() => reviews::answer(call, name.is_some(), body).await,
         (Some(name), Some(sub)) => object::subresource(call, &name, &sub, body).await,
-        (Some(name), None) if target.watch => collection::watch_one(call, &name),
+        (Some(name), None) if target.watch => collection::watch_one(call, &name).await,
         (Some(name), None) => object::answer(call, &name, body).await,
         (None, _) => collection::answer(call, body).await,
     };

@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::auth;
 use crate::documents::Documents;
+use crate::forward::{Forward, Forwarded};
 use crate::router::{App, Mount, answer};
 
 /// Connections at once. More wait in the kernel's queue.
@@ -46,6 +47,8 @@ pub struct Config {
     pub streams: Option<Arc<dyn NodeStreams>>,
     /// Which nodes are there; without it, heartbeats are shown as they are stored.
     pub presence: Option<Arc<dyn NodePresence>>,
+    /// The way to the member that leads; without it, this server answers everything by itself.
+    pub forward: Option<Arc<dyn Forward>>,
     /// TLS, with client certificates verified but not demanded (`lichen_pki::server_config`), and the protocols
     /// `h2` and `http/1.1` offered.
     pub tls: Arc<rustls::ServerConfig>,
@@ -100,6 +103,7 @@ pub async fn build(config: Config) -> Result<Bound, BuildError> {
         registry: config.registry,
         streams: config.streams,
         presence: config.presence,
+        forward: config.forward,
         mounts: config.mounts,
         documents: Documents::default(),
         in_flight: App::permits(),
@@ -113,6 +117,12 @@ impl Bound {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What answers requests that other members pass on.
+    #[must_use]
+    pub fn forwarded(&self) -> Forwarded {
+        Forwarded(self.app.clone())
     }
 
     /// Serves until `shutdown` completes, then lets requests end; watches and logs end at once.
@@ -180,7 +190,7 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, app: Arc<App>) {
     let mut draining = app.draining.clone();
     let service = service_fn(move |request| {
         let (app, identity) = (app.clone(), identity.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer(app, identity, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(answer(app, identity, request, true).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);

@@ -28,7 +28,7 @@ const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 const BATCH_BYTES: usize = 32 * 1024;
 
 /// Answers a watch, of one object if a name is given.
-pub(crate) fn answer(call: Call, name: Option<String>) -> Result<Response<Body>, Status> {
+pub(crate) async fn answer(call: Call, name: Option<String>) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     if format.encoding == Encoding::Yaml {
         return Err(Status::not_acceptable(&REPLY_TYPES[..1]));
@@ -37,10 +37,11 @@ pub(crate) fn answer(call: Call, name: Option<String>) -> Result<Response<Body>,
     let registry = &call.app.registry;
     let mut filter = asked.list.filter;
     filter.name = name;
-    if let (WatchStart::Initial, Some(revision)) = (asked.start, options::revision(&call.query)?)
-        && Revision(revision) > registry.revision()
-    {
-        return Err(Status::future_revision(revision, registry.revision().0));
+    match (asked.start, options::revision(&call.query)?) {
+        // A watch after a revision that this member has yet to see waits for what comes after it.
+        (WatchStart::After(_), _) => {}
+        (_, Some(revision)) => registry.reach(Revision(revision)).await?,
+        (_, None) => registry.barrier().await?,
     }
     let timeout =
         asked.timeout_seconds.filter(|seconds| *seconds > 0).map_or(TIMEOUT_DEFAULT, Duration::from_secs);

@@ -63,11 +63,16 @@ impl Registry {
                     written.warnings.splice(0..0, warnings);
                     return Ok(written);
                 }
-                Err(Refused::Retry(_)) if attempt < ATTEMPTS => {}
+                // What it was refused for, or made on, may be what this member has yet to see.
+                Err(Refused::Read(_)) if attempt == 1 => self.barrier().await?,
+                Err(Refused::Retry(_)) if attempt < ATTEMPTS => self.barrier().await?,
                 Err(Refused::Exists(_)) if generated && attempt < ATTEMPTS => {}
-                Err(Refused::Retry(status) | Refused::Exists(status) | Refused::Final(status)) => {
-                    return Err(status);
-                }
+                Err(
+                    Refused::Read(status)
+                    | Refused::Retry(status)
+                    | Refused::Exists(status)
+                    | Refused::Final(status),
+                ) => return Err(status),
             }
         }
     }
@@ -94,7 +99,7 @@ impl Registry {
             managed::update(resource, None, &mut object, manager, now, "");
         }
         resource.strategy.prepare_create(&mut object);
-        let namespace_check = self.admit_create(resource, namespace, &mut object).map_err(Refused::Final)?;
+        let namespace_check = self.admit_create(resource, namespace, &mut object).map_err(Refused::Read)?;
         let name = text(&object, "name").to_owned();
         let _turn = match allocates(resource) {
             true => Some(self.inner.allocating.lock().await),
@@ -105,12 +110,13 @@ impl Registry {
             errors = resource.strategy.validate(&object);
         }
         if !errors.is_empty() {
-            return Err(Refused::Final(Status::invalid(resource, &name, errors)));
+            return Err(Refused::Read(Status::invalid(resource, &name, errors)));
         }
         let warnings = resource.strategy.warnings(&object);
         let key = key_of(resource, namespace, &name);
         let draft = draft_of(resource, &object);
         if options.dry_run {
+            self.barrier().await.map_err(Refused::Final)?;
             if self.inner.store.get(&key).is_some() {
                 return Err(Refused::Exists(Status::already_exists(resource, &name)));
             }
@@ -140,6 +146,8 @@ impl Registry {
 enum Refused {
     /// The name is taken: another generated one may not be.
     Exists(Status),
+    /// By what this member has read.
+    Read(Status),
     /// The namespace or an allocation changed meanwhile.
     Retry(Status),
     /// It never will.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::allocate::release;
 use crate::error::from_commit;
 use crate::metadata::{finalizers, is_terminating, metadata_mut};
-use crate::modify::may_go;
+use crate::modify::{Outcome, may_go};
 use crate::registry::{draft_of, key_of, name_of, namespace_of, object_of};
 use crate::{DeleteOptions, Deleted, Filter, Identity, List, ListOptions, Propagation, Registry};
 
@@ -33,42 +33,74 @@ impl Registry {
         name: &str,
         options: &DeleteOptions,
     ) -> Result<Deleted, Status> {
-        self.barrier().await?;
-        let key = key_of(resource, namespace, name);
         let mut attempt = 0;
         loop {
             attempt += 1;
+            match self.delete_once(resource, namespace, name, options).await {
+                Outcome::Stored(outcome) => {
+                    if let Ok(Deleted { gone, .. }) = &outcome {
+                        tracing::debug!(
+                            resource = resource.plural,
+                            name,
+                            user = identity.user,
+                            gone,
+                            "deleted"
+                        );
+                    }
+                    return outcome;
+                }
+                Outcome::Read(outcome) if attempt > 1 => return outcome,
+                Outcome::Conflict if attempt >= ATTEMPTS => return Err(Status::stale(resource, name)),
+                Outcome::Read(_) | Outcome::Conflict => self.barrier().await?,
+            }
+        }
+    }
+
+    async fn delete_once(
+        &self,
+        resource: &'static Resource,
+        namespace: Option<&str>,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Outcome<Deleted> {
+        let key = key_of(resource, namespace, name);
+        let found = || {
             let record = self.inner.store.get(&key).ok_or_else(|| Status::not_found(resource, name))?;
             check(resource, name, &record, options)?;
             let old = object_of(resource, &record)?;
-            let pre = Precondition::Revision(record.revision());
-            let mut txn = Txn::new().fenced(options.fence);
-            let outcome = match self.end_of(resource, &old, options) {
-                End::Waiting => return Ok(Deleted { record, gone: false }),
-                End::Marked(object) => {
-                    let draft = draft_of(resource, &object);
-                    txn = txn.put(key.clone(), pre, draft.clone());
-                    (draft, false)
-                }
-                End::Now => {
-                    txn = txn.delete(key.clone(), pre);
-                    txn.ops.extend(release(resource, &old));
-                    (record.draft().clone(), true)
-                }
-            };
-            let (draft, gone) = outcome;
-            if options.dry_run {
-                return Ok(Deleted { record: draft.at(record.revision(), record.created()), gone });
+            Ok((record, old))
+        };
+        let (record, old) = match found() {
+            Ok(found) => found,
+            Err(status) => return Outcome::Read(Err(status)),
+        };
+        let pre = Precondition::Revision(record.revision());
+        let mut txn = Txn::new().fenced(options.fence);
+        let (draft, gone) = match self.end_of(resource, &old, options) {
+            End::Waiting => return Outcome::Read(Ok(Deleted { record, gone: false })),
+            End::Marked(object) => {
+                let draft = draft_of(resource, &object);
+                txn = txn.put(key.clone(), pre, draft.clone());
+                (draft, false)
             }
-            match self.commit(txn).await {
-                Ok(committed) => {
-                    tracing::debug!(resource = resource.plural, name, user = identity.user, gone, "deleted");
-                    return Ok(Deleted { record: draft.at(committed.revision, record.created()), gone });
-                }
-                Err(CommitError::Conflict { .. }) if attempt < ATTEMPTS => {}
-                Err(CommitError::Conflict { .. }) => return Err(Status::stale(resource, name)),
-                Err(error) => return Err(from_commit(&error)),
+            End::Now => {
+                txn = txn.delete(key.clone(), pre);
+                txn.ops.extend(release(resource, &old));
+                (record.draft().clone(), true)
             }
+        };
+        if options.dry_run {
+            return Outcome::Read(Ok(Deleted {
+                record: draft.at(record.revision(), record.created()),
+                gone,
+            }));
+        }
+        match self.commit(txn).await {
+            Ok(committed) => {
+                Outcome::Stored(Ok(Deleted { record: draft.at(committed.revision, record.created()), gone }))
+            }
+            Err(CommitError::Conflict { .. }) => Outcome::Conflict,
+            Err(error) => Outcome::Stored(Err(from_commit(&error))),
         }
     }
 

@@ -53,17 +53,9 @@ impl Registry {
         options: &ListOptions,
     ) -> Result<List, Status> {
         let filter = options.filter.of_home(resource)?;
-        let current = match options.revision {
-            RevisionMatch::Newest => {
-                self.barrier().await?;
-                self.revision()
-            }
-            RevisionMatch::NotOlderThan(_) | RevisionMatch::Exact(_) => self.revision(),
-        };
-        if let RevisionMatch::NotOlderThan(asked) | RevisionMatch::Exact(asked) = options.revision
-            && asked > current
-        {
-            return Err(Status::future_revision(asked.0, current.0));
+        match options.revision {
+            RevisionMatch::Newest => self.barrier().await?,
+            RevisionMatch::NotOlderThan(asked) | RevisionMatch::Exact(asked) => self.reach(asked).await?,
         }
         let prefix = prefix_of(resource, namespace);
         let mut range = RangeOptions::default();

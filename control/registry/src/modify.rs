@@ -1,7 +1,7 @@
 //! Changing an object: update, patch, and the loop that both share.
 
 use lichen_api::{FieldError, Resource, Status, managed, patch};
-use lichen_store::{CommitError, Draft, Precondition, Record, Revision, Txn};
+use lichen_store::{CommitError, Draft, Key, Precondition, Record, Revision, Txn};
 use serde_json::{Value, json};
 
 use crate::allocate::{keep_allocated, release};
@@ -15,6 +15,20 @@ use crate::{Identity, Patch, Registry, WriteOptions, Written};
 
 /// Times that a write is tried on a newer version of the object before the client is told of the conflict.
 const ATTEMPTS: usize = 10;
+
+/// What an attempt to write came to.
+///
+/// It is made on what this member knows, which may be behind the leader: what is written then carries preconditions, and
+/// whatever else was decided is decided again after [`Registry::barrier`]. So a write that succeeds costs no read of the
+/// leader's, and none is refused for what is no longer true.
+pub(crate) enum Outcome<T> {
+    /// The store has decided.
+    Stored(Result<T, Status>),
+    /// It was decided by what this member has read.
+    Read(Result<T, Status>),
+    /// What the attempt was made on has changed.
+    Conflict,
+}
 
 /// What a change is about.
 pub(crate) struct Target<'a> {
@@ -64,7 +78,7 @@ impl Registry {
         let versioned = !text(&object, "resourceVersion").is_empty();
         if resource.create_on_update
             && sub.is_none()
-            && self.inner.store.get(&key_of(resource, namespace, name)).is_none()
+            && matches!(self.get(resource, namespace, name).await, Err(status) if status.code == 404)
         {
             if versioned {
                 return Err(Status::not_found(resource, name));
@@ -129,64 +143,90 @@ impl Registry {
         target: &Target<'_>,
         mut change: impl FnMut(&Value, &mut Vec<String>) -> Result<Value, Status>,
     ) -> Result<Written, Status> {
-        let Target { resource, namespace, name, .. } = *target;
-        let key = key_of(resource, namespace, name);
-        self.barrier().await?;
+        let Target { resource, name, .. } = *target;
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let record = self.inner.store.get(&key).ok_or_else(|| Status::not_found(resource, name))?;
-            if let Some((other, revision)) = &target.options.only_while
-                && self.inner.store.get(other).map(|other| other.revision()) != Some(*revision)
-            {
-                let why = format!("{} has been modified since", other.as_str());
-                return Err(Status::conflict(resource, name, &why));
-            }
-            let old = object_of(resource, &record)?;
-            let mut warnings = Vec::new();
-            let new = change(&old, &mut warnings)?;
-            let asked = text(&new, "resourceVersion");
-            if !asked.is_empty() {
-                let asked: u64 = asked.parse().map_err(|_| {
-                    Status::bad_request(format!("resourceVersion: Invalid value: \"{asked}\""))
-                })?;
-                // 0 is how clients say that they do not care.
-                if asked != 0 && Revision(asked) != record.revision() {
-                    return Err(Status::stale(resource, name));
-                }
-            }
-            let (draft, gone, mut txn) = match self.prepare(target, &record, &old, new)? {
-                Prepared::Same => return Ok(Written { record, warnings, created: false, changed: false }),
-                Prepared::Put(draft, object, ops) => {
-                    warnings.extend(resource.strategy.warnings(&object));
-                    (draft, false, Txn { ops, fence: None })
-                }
-                Prepared::Delete(draft, ops) => (draft, true, Txn { ops, fence: None }),
-            };
-            if target.options.dry_run {
-                let record = draft.at(record.revision(), record.created());
-                return Ok(Written { record, warnings, created: false, changed: false });
-            }
-            let pre = Precondition::Revision(record.revision());
-            let write = if gone {
-                Txn::new().delete(key.clone(), pre)
-            } else {
-                Txn::new().put(key.clone(), pre, draft.clone())
-            };
-            txn.ops.splice(0..0, write.ops);
-            if let Some((other, revision)) = target.options.only_while.clone() {
-                txn = txn.check(other, Precondition::Revision(revision));
-            }
-            match self.commit(txn.fenced(target.options.fence)).await {
-                Ok(committed) => {
-                    let record = draft.at(committed.revision, record.created());
-                    return Ok(Written { record, warnings, created: false, changed: true });
-                }
-                Err(CommitError::Conflict { .. }) if attempt < ATTEMPTS => {}
-                Err(CommitError::Conflict { .. }) => return Err(Status::stale(resource, name)),
-                Err(error) => return Err(from_commit(&error)),
+            match self.modify_once(target, &mut change).await {
+                Outcome::Stored(outcome) => return outcome,
+                Outcome::Read(outcome) if attempt > 1 => return outcome,
+                Outcome::Conflict if attempt >= ATTEMPTS => return Err(Status::stale(resource, name)),
+                Outcome::Read(_) | Outcome::Conflict => self.barrier().await?,
             }
         }
+    }
+
+    async fn modify_once(
+        &self,
+        target: &Target<'_>,
+        change: &mut impl FnMut(&Value, &mut Vec<String>) -> Result<Value, Status>,
+    ) -> Outcome<Written> {
+        let Target { resource, namespace, name, .. } = *target;
+        let key = key_of(resource, namespace, name);
+        let (record, prepared, mut warnings) = match self.changed(target, &key, change) {
+            Ok(changed) => changed,
+            Err(status) => return Outcome::Read(Err(status)),
+        };
+        let (draft, gone, mut txn) = match prepared {
+            Prepared::Same => {
+                return Outcome::Read(Ok(Written { record, warnings, created: false, changed: false }));
+            }
+            Prepared::Put(draft, object, ops) => {
+                warnings.extend(resource.strategy.warnings(&object));
+                (draft, false, Txn { ops, fence: None })
+            }
+            Prepared::Delete(draft, ops) => (draft, true, Txn { ops, fence: None }),
+        };
+        if target.options.dry_run {
+            let record = draft.at(record.revision(), record.created());
+            return Outcome::Read(Ok(Written { record, warnings, created: false, changed: false }));
+        }
+        let pre = Precondition::Revision(record.revision());
+        let write = if gone { Txn::new().delete(key, pre) } else { Txn::new().put(key, pre, draft.clone()) };
+        txn.ops.splice(0..0, write.ops);
+        if let Some((other, revision)) = target.options.only_while.clone() {
+            txn = txn.check(other, Precondition::Revision(revision));
+        }
+        match self.commit(txn.fenced(target.options.fence)).await {
+            Ok(committed) => {
+                let record = draft.at(committed.revision, record.created());
+                Outcome::Stored(Ok(Written { record, warnings, created: false, changed: true }))
+            }
+            Err(CommitError::Conflict { .. }) => Outcome::Conflict,
+            Err(error) => Outcome::Stored(Err(from_commit(&error))),
+        }
+    }
+
+    /// The object as this member has it, and what the change makes of it.
+    fn changed(
+        &self,
+        target: &Target<'_>,
+        key: &Key,
+        change: &mut impl FnMut(&Value, &mut Vec<String>) -> Result<Value, Status>,
+    ) -> Result<(Record, Prepared, Vec<String>), Status> {
+        let Target { resource, name, .. } = *target;
+        let record = self.inner.store.get(key).ok_or_else(|| Status::not_found(resource, name))?;
+        if let Some((other, revision)) = &target.options.only_while
+            && self.inner.store.get(other).map(|other| other.revision()) != Some(*revision)
+        {
+            let why = format!("{} has been modified since", other.as_str());
+            return Err(Status::conflict(resource, name, &why));
+        }
+        let old = object_of(resource, &record)?;
+        let mut warnings = Vec::new();
+        let new = change(&old, &mut warnings)?;
+        let asked = text(&new, "resourceVersion");
+        if !asked.is_empty() {
+            let asked: u64 = asked
+                .parse()
+                .map_err(|_| Status::bad_request(format!("resourceVersion: Invalid value: \"{asked}\"")))?;
+            // 0 is how clients say that they do not care.
+            if asked != 0 && Revision(asked) != record.revision() {
+                return Err(Status::stale(resource, name));
+            }
+        }
+        let prepared = self.prepare(target, &record, &old, new)?;
+        Ok((record, prepared, warnings))
     }
 
     /// Turns what a client wants into what is written.

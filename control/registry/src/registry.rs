@@ -148,7 +148,21 @@ impl Registry {
 
     /// Waits until this member has seen everything that was acknowledged anywhere.
     pub async fn barrier(&self) -> Result<(), Status> {
-        self.inner.store.barrier().await.map_err(|error| from_commit(&error))
+        // Boxed: futures of writes would be deeper than the compiler follows.
+        Box::pin(self.inner.store.barrier()).await.map_err(|error| from_commit(&error))
+    }
+
+    /// Waits until this member has seen a revision that a client may know from another one. One that is still to come is
+    /// refused.
+    pub async fn reach(&self, revision: Revision) -> Result<(), Status> {
+        if revision > self.revision() {
+            self.barrier().await?;
+        }
+        let newest = self.revision();
+        match revision > newest {
+            true => Err(Status::future_revision(revision.0, newest.0)),
+            false => Ok(()),
+        }
     }
 
     /// The revision of this member's state.

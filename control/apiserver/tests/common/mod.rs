@@ -85,6 +85,7 @@ impl Server {
             registry: registry.clone(),
             streams,
             presence: Some(Arc::new(Heard)),
+            forward: None,
             tls: Arc::new(tls),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             mounts: vec![("/v2/".to_owned(), Arc::new(mounted))],
