@@ -46,6 +46,8 @@ pub struct Config {
     pub silence_grace: Duration,
     /// The times of the nodes' sessions.
     pub timing: Timing,
+    /// The machine's name, by which people know this member in the Leases of what only the leader runs.
+    pub hostname: String,
     /// Further host names and addresses that clients and nodes reach this server by; they go into its certificate.
     /// `localhost` and the loopback addresses are always in it.
     pub names: Vec<String>,
@@ -72,6 +74,7 @@ impl Config {
             broker: Broker::Embedded(SocketAddr::from(([127, 0, 0, 1], 0))),
             silence_grace: SILENCE_GRACE,
             timing: Timing::DEFAULT,
+            hostname: "lichen".to_owned(),
             names: Vec::new(),
             peer_addr: None,
             cluster_init: false,

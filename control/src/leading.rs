@@ -25,6 +25,7 @@ use lichen_wire::session::Timing;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
+use crate::essentials::Essentials;
 use crate::{StartError, manager};
 
 /// The pause before a leader tries again to start what it runs.
@@ -54,6 +55,8 @@ pub(crate) struct Leader {
     pub(crate) timing: Timing,
     /// The API server's port, which the `kubernetes` Service leads to.
     pub(crate) api_port: u16,
+    /// This member, as the Leases name it.
+    pub(crate) holder: String,
 }
 
 /// What runs during a term.
@@ -61,6 +64,7 @@ struct Reign {
     term: Term,
     gateway: Gateway,
     broker: Option<broker::Broker>,
+    keeper: JoinSet<()>,
     stop_manager: watch::Sender<bool>,
     manager: JoinSet<()>,
 }
@@ -68,7 +72,9 @@ struct Reign {
 impl Leader {
     async fn begin(&self, term: Term) -> Result<Reign, StartError> {
         let registry = self.registry.fenced(term);
-        registry.bootstrap(self.api_port).await.map_err(StartError::Bootstrap)?;
+        let (api_port, holder) = (self.api_port, self.holder.clone());
+        let essentials = Essentials { registry: registry.clone(), api_port, holder };
+        essentials.make().await.map_err(StartError::Bootstrap)?;
         let (broker, bus): (_, Box<dyn Bus>) = match &self.venue {
             Venue::Embedded { seat, tls } => {
                 let admit = lichen_gateway::admit_members(self.registry.clone());
@@ -88,8 +94,10 @@ impl Leader {
         let gateway = Gateway::start(gateway).await?;
         let (stop_manager, mut manager) = (watch::Sender::new(false), JoinSet::new());
         manager.spawn(manager::run(self.registry.clone(), stop_manager.subscribe()));
+        let mut keeper = JoinSet::new();
+        keeper.spawn(essentials.keep());
         tracing::info!(term = term.0, "this member leads");
-        Ok(Reign { term, gateway, broker, stop_manager, manager })
+        Ok(Reign { term, gateway, broker, keeper, stop_manager, manager })
     }
 }
 
@@ -97,6 +105,7 @@ impl Reign {
     /// Ends everything. Nodes are told first: they have another leader to look for.
     async fn end(mut self) {
         self.stop_manager.send_replace(true);
+        self.keeper.shutdown().await;
         self.gateway.shutdown().await;
         if let Some(broker) = self.broker {
             broker.shutdown().await;

@@ -5,6 +5,7 @@
 
 pub mod cache;
 mod config;
+mod essentials;
 mod executor;
 mod kubeconfig;
 mod leading;

@@ -183,6 +183,7 @@ impl Server {
             node_certificate_ttl: config.node_certificate_ttl,
             timing: config.timing,
             api_port: api_addr.port(),
+            holder: format!("{}_{:016x}", config.hostname, store.member_id().unwrap_or_default()),
         };
         let leading = Leading::start(leader, owner).await?;
 

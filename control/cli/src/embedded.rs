@@ -73,6 +73,7 @@ impl ServerArguments {
         let config = lichen_control::Config {
             api_addr: self.api_addr,
             broker: self.broker()?,
+            hostname: hostname(),
             names: self.names.clone(),
             node_certificate_ttl: self.node_certificate_ttl,
             peer_addr: membership.peer_addr,
@@ -184,6 +185,12 @@ pub(crate) fn state_dir() -> Result<PathBuf> {
         .join(".local/state"),
     };
     Ok(base.join("lichen"))
+}
+
+/// The machine's name.
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "lichen".to_owned() } else { name.trim().to_owned() }
 }
 
 /// Writes a file that its owner alone may read, whole or not at all.

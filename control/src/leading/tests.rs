@@ -5,9 +5,9 @@ use std::sync::{Mutex, Weak};
 
 use futures_util::FutureExt as _;
 use lichen_artifacts::CompileCommand;
-use lichen_registry::{AllocationRanges, Identity, Sources, WriteOptions};
+use lichen_registry::{AllocationRanges, DeleteOptions, Identity, Sources, WriteOptions};
 use lichen_store::{Applier, CommitError, Committed, HistoryBounds, Key, Order, Store, Txn};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::*;
@@ -57,9 +57,9 @@ impl Cluster {
         let appliers: Vec<_> = (0..size).map(|_| Applier::new(HistoryBounds::default())).collect();
         let log = Arc::new(Log { appliers, term: Mutex::default() });
         let mut members = Vec::new();
-        for applier in &log.appliers {
+        for (applier, name) in log.appliers.iter().zip(["a", "b", "c"]) {
             let store = Store::ordered(applier.clone(), Proposes(Arc::downgrade(&log)));
-            members.push(Member::start(store).await);
+            members.push(Member::start(store, name).await);
         }
         Cluster { log, members }
     }
@@ -86,6 +86,12 @@ impl Cluster {
         tokio::time::timeout(PATIENCE, settled).await.unwrap();
     }
 
+    fn object(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        let resource = lichen_api::RESOURCES.iter().find(|resource| resource.plural == plural).unwrap();
+        let found = self.members[0].registry.get_local(resource, Some(namespace), name).ok()?;
+        Some(found.value().unwrap())
+    }
+
     fn epoch(&self) -> String {
         let record = self.members[0].registry.store().get(&Key::new("/gateway/epoch")).unwrap();
         String::from_utf8(record.body().to_vec()).unwrap()
@@ -93,7 +99,7 @@ impl Cluster {
 }
 
 impl Member {
-    async fn start(store: Store) -> Member {
+    async fn start(store: Store, name: &str) -> Member {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::new(store, AllocationRanges::default(), Sources::system());
         let authority = Arc::new(Authority::open_or_create(&dir.path().join("pki")).unwrap());
@@ -111,6 +117,7 @@ impl Member {
             node_certificate_ttl: Duration::from_secs(60 * 60),
             timing: Timing::DEFAULT,
             api_port: 6443,
+            holder: name.to_owned(),
         };
         let owner = Owner::default();
         let leading = Leading::start(leader, owner.clone()).await.unwrap();
@@ -138,6 +145,13 @@ async fn what_the_leader_runs_goes_with_the_lead() {
     cluster.elect(nobody, Term(5));
     cluster.met_by(nobody).await;
     assert_eq!(cluster.epoch(), "4");
+    // The Leases were written when they changed hands, and not when the same member led again.
+    for name in ["kube-scheduler", "kube-controller-manager", "lichen-gateway"] {
+        let lease = cluster.object("leases", "kube-system", name).unwrap();
+        let spec = &lease["spec"];
+        assert_eq!((&spec["holderIdentity"], &spec["leaseTransitions"]), (&json!("a"), &json!(2)), "{name}");
+        assert_eq!(spec["acquireTime"], spec["renewTime"]);
+    }
     for member in cluster.members {
         member.leading.shutdown().await;
     }
@@ -157,4 +171,30 @@ async fn a_registry_of_an_earlier_term_writes_nothing() {
     let late = fenced.create(&me, resource, Some("default"), object, &WriteOptions::default()).await;
     assert_eq!(late.unwrap_err().code, 409);
     assert!(fenced.get_local(resource, Some("default"), "late").is_err(), "at {before:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_every_cluster_has_comes_back() {
+    let cluster = Cluster::new(1).await;
+    cluster.elect(0, Term(1));
+    cluster.met_by(0).await;
+    let registry = &cluster.members[0].registry;
+    let (me, options) = (Identity::new("admin", ["system:masters"]), DeleteOptions::default());
+    for (plural, namespace, name) in
+        [("services", "default", "kubernetes"), ("leases", "kube-system", "kube-scheduler")]
+    {
+        let uid = |object: Value| object["metadata"]["uid"].as_str().unwrap().to_owned();
+        let before = uid(cluster.object(plural, namespace, name).unwrap());
+        let resource = lichen_api::RESOURCES.iter().find(|resource| resource.plural == plural).unwrap();
+        registry.delete(&me, resource, Some(namespace), name, &options).await.unwrap();
+        let back = async {
+            while cluster.object(plural, namespace, name).is_none_or(|object| uid(object) == before) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, back).await.unwrap();
+    }
+    for member in cluster.members {
+        member.leading.shutdown().await;
+    }
 }
