@@ -32,6 +32,8 @@ struct Inner {
     epoch: u64,
     /// The highest epoch that each node was connected under.
     connected: BTreeMap<String, u64>,
+    /// How often sessions came to stand.
+    sessions: usize,
     starts: BTreeSet<String>,
     reports: BTreeMap<String, Reports>,
 }
@@ -205,7 +207,10 @@ impl Checks {
     /// A node's session stands.
     pub(crate) fn connected(&self, node: &str, epoch: u64) {
         note!(self.trace, "{node} is connected, epoch {epoch}");
-        let before = self.lock().connected.insert(node.to_owned(), epoch).unwrap_or(0);
+        let mut inner = self.lock();
+        inner.sessions += 1;
+        let before = inner.connected.insert(node.to_owned(), epoch).unwrap_or(0);
+        drop(inner);
         if epoch < before {
             let detail = format!("{node} follows the epoch {epoch} after {before}");
             self.trace.violate(Invariant::Epoch, detail);
@@ -218,6 +223,16 @@ impl Checks {
         if !self.lock().starts.insert(id.to_owned()) {
             self.trace.violate(Invariant::Start, format!("{node} starts {id} once more"));
         }
+    }
+
+    /// How many containers were started so far.
+    pub(crate) fn starts(&self) -> usize {
+        self.lock().starts.len()
+    }
+
+    /// How often sessions came to stand so far.
+    pub(crate) fn sessions(&self) -> usize {
+        self.lock().sessions
     }
 
     /// What was written after a revision.

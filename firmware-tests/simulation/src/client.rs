@@ -19,7 +19,7 @@ use crate::dice::Dice;
 use crate::trace::{Trace, note};
 
 /// The namespace of everything here.
-const NAMESPACE: &str = "default";
+pub(crate) const NAMESPACE: &str = "default";
 /// How often a write is tried, and how long each try may take.
 const TRIES_MAX: usize = 6;
 const TRY_MAX: Duration = Duration::from_secs(20);
@@ -96,7 +96,7 @@ impl Client {
         .await
     }
 
-    async fn patch(&self, resource: &'static Resource, name: &str, patch: Value) -> Answer {
+    pub(crate) async fn patch(&self, resource: &'static Resource, name: &str, patch: Value) -> Answer {
         self.write(&format!("patch {} {name}", resource.kind), |registry| {
             let (name, patch) = (name.to_owned(), Patch::Strategic(patch.clone()));
             async move {

@@ -11,6 +11,7 @@
 //!
 //! Deliberately absent: raft itself, the store's files, sockets, and what runs in a container.
 
+mod broker_loss;
 mod check;
 mod client;
 mod dice;
@@ -31,6 +32,7 @@ use lichen_artifacts::{Artifacts, CompileCommand};
 use lichen_pki::{Authority, Request};
 use tempfile::TempDir;
 
+pub use broker_loss::{BrokerLoss, Cut, broker_loss};
 pub use plants::{PLANTS, Plant, Planted};
 pub use trace::{Invariant, Violation};
 pub use world::{Report, run};
@@ -77,6 +79,11 @@ pub struct Size {
 }
 
 impl Size {
+    /// What a seed makes it.
+    pub fn of(seed: u64) -> Self {
+        Self::draw(&Dice::new(seed))
+    }
+
     /// Mostly small, so that many can be played; a few as large as they come.
     fn draw(dice: &Dice) -> Self {
         let nodes = match dice.between(0, 99) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use lichen_simulation::{Assets, PLANTS, Report, run};
+use lichen_simulation::{Assets, PLANTS, Report, Size, run};
 
 /// Plays simulations of whole clusters, each determined by its seed.
 #[derive(Parser)]
@@ -23,6 +23,9 @@ struct Arguments {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     first: u64,
+    /// Have this many nodes in each, instead of what the seed says.
+    #[arg(long)]
+    nodes: Option<u64>,
     /// Plant a bug, to see it found.
     #[arg(long, value_parser = PLANTS.iter().map(|plant| plant.name).collect::<Vec<_>>())]
     plant: Option<String>,
@@ -51,7 +54,8 @@ fn main() -> anyhow::Result<ExitCode> {
                         return;
                     }
                     let took = Instant::now();
-                    let report = run(first + seed, None, &assets, arguments.trace);
+                    let size = arguments.nodes.map(|nodes| Size { nodes, ..Size::of(first + seed) });
+                    let report = run(first + seed, size, &assets, arguments.trace);
                     println!("{} ({:.2} s)", line(&report), took.elapsed().as_secs_f64());
                     if let Ok(mut reports) = reports.lock() {
                         reports.push(report);
@@ -71,8 +75,9 @@ fn main() -> anyhow::Result<ExitCode> {
         failed.len(),
         steps as f64 / seconds
     );
+    let nodes = arguments.nodes.map_or_else(String::new, |nodes| format!(" --nodes {nodes}"));
     for seed in &failed {
-        println!("replay: cargo run -p lichen-simulation -- --seed {seed} --trace");
+        println!("replay: cargo run -p lichen-simulation -- --seed {seed}{nodes} --trace");
     }
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

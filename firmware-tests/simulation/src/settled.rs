@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lichen_state::Object;
-use lichen_store::{Key, Record};
+use lichen_store::{Key, Record, Revision};
 use serde_json::Value;
 
 use crate::check::{Amounts, is_over};
@@ -17,20 +17,42 @@ pub(crate) struct Found {
     pub(crate) running: BTreeSet<String>,
 }
 
+/// The objects that were read when the cluster was looked at last, so that only those are read that have changed since.
+#[derive(Default)]
+pub(crate) struct Known(BTreeMap<Key, (Revision, Value)>);
+
+impl Known {
+    fn update(&mut self, state: &[(Key, Record)]) -> Result<(), String> {
+        let mut before = std::mem::take(&mut self.0);
+        for (key, record) in state {
+            // The gateway's and the registry's own keys hold no objects.
+            if key.as_str().starts_with("/gateway/") || key.as_str().starts_with("/allocations/") {
+                continue;
+            }
+            let known = before.remove(key).filter(|(revision, _)| *revision == record.revision());
+            let known = match known {
+                Some(known) => known,
+                None => {
+                    let value = record.value().map_err(|error| format!("{key} can't be read: {error}"))?;
+                    (record.revision(), value)
+                }
+            };
+            self.0.insert(key.clone(), known);
+        }
+        Ok(())
+    }
+}
+
 /// The objects of the cluster, by kind.
-struct Objects(BTreeMap<String, Vec<Value>>);
+struct Objects<'k>(BTreeMap<&'k str, Vec<&'k Value>>);
 
-impl Objects {
-    fn of(&self, kind: &str) -> &[Value] {
-        self.0.get(kind).map_or(&[], Vec::as_slice)
+impl<'k> Objects<'k> {
+    fn of(&self, kind: &str) -> impl Iterator<Item = &'k Value> + use<'k, '_> {
+        self.0.get(kind).into_iter().flatten().copied()
     }
 
-    fn all(&self) -> impl Iterator<Item = &Value> {
-        self.0.values().flatten()
-    }
-
-    fn pods_of<'a>(&'a self, owner: &'a str) -> impl Iterator<Item = &'a Value> {
-        self.of("Pod").iter().filter(move |pod| owners(pod).any(|uid| uid == owner))
+    fn all(&self) -> impl Iterator<Item = &'k Value> {
+        self.0.values().flatten().copied()
     }
 }
 
@@ -63,14 +85,11 @@ fn is_true(object: &Value, condition: &str) -> bool {
 }
 
 /// Says what is not as wanted.
-pub(crate) fn settled(state: &[(Key, Record)], found: &[Found]) -> Result<(), String> {
+pub(crate) fn settled(known: &mut Known, state: &[(Key, Record)], found: &[Found]) -> Result<(), String> {
+    known.update(state)?;
     let mut objects = Objects(BTreeMap::new());
-    for (key, record) in state {
-        // The gateway's and the registry's own keys hold no objects.
-        if !key.as_str().starts_with("/gateway/") && !key.as_str().starts_with("/allocations/") {
-            let value = record.value().map_err(|error| format!("{key} can't be read: {error}"))?;
-            objects.0.entry(text(&value, "/kind").to_owned()).or_default().push(value);
-        }
+    for (_, value) in known.0.values() {
+        objects.0.entry(text(value, "/kind")).or_default().push(value);
     }
     let found: BTreeMap<&str, &Found> = found.iter().map(|found| (found.name.as_str(), found)).collect();
     nothing_lingers(&objects)?;
@@ -86,7 +105,7 @@ pub(crate) fn settled(state: &[(Key, Record)], found: &[Found]) -> Result<(), St
 }
 
 /// Nothing waits for its end, and nothing outlives its owners.
-fn nothing_lingers(objects: &Objects) -> Result<(), String> {
+fn nothing_lingers(objects: &Objects<'_>) -> Result<(), String> {
     let uids: BTreeSet<&str> = objects.all().map(|object| text(object, "/metadata/uid")).collect();
     for object in objects.all() {
         if !object["metadata"]["deletionTimestamp"].is_null() {
@@ -99,9 +118,9 @@ fn nothing_lingers(objects: &Objects) -> Result<(), String> {
     Ok(())
 }
 
-fn nodes(objects: &Objects, found: &BTreeMap<&str, &Found>) -> Result<(), String> {
+fn nodes(objects: &Objects<'_>, found: &BTreeMap<&str, &Found>) -> Result<(), String> {
     for name in found.keys() {
-        let node = objects.of("Node").iter().find(|node| text(node, "/metadata/name") == *name);
+        let node = objects.of("Node").find(|node| text(node, "/metadata/name") == *name);
         let node = node.ok_or_else(|| format!("there is no Node {name}"))?;
         if !is_true(node, "Ready") || !list(&node["spec"]["taints"]).is_empty() {
             return Err(format!("{name} is not ready: {} {}", node["spec"], node["status"]["conditions"]));
@@ -110,25 +129,34 @@ fn nodes(objects: &Objects, found: &BTreeMap<&str, &Found>) -> Result<(), String
     Ok(())
 }
 
-fn fits_nowhere(objects: &Objects, pod: &Value) -> bool {
-    objects.of("Node").iter().all(|node| {
-        let on_it = |pod: &&Value| pod["spec"]["nodeName"] == node["metadata"]["name"] && !is_over(pod);
-        let used = objects.of("Pod").iter().filter(on_it).map(Amounts::of_pod);
-        let used = used.fold(Amounts::of_pod(pod), Amounts::plus);
-        !used.fits(Amounts::of(&node["status"]["allocatable"]))
-    })
+/// What each node's pods ask for, with what it has.
+fn loads(objects: &Objects<'_>) -> Vec<(Amounts, Amounts)> {
+    let mut used: BTreeMap<&str, Amounts> = BTreeMap::new();
+    for pod in objects.of("Pod").filter(|pod| !is_over(pod)) {
+        let sum = used.entry(text(pod, "/spec/nodeName")).or_default();
+        *sum = sum.plus(Amounts::of_pod(pod));
+    }
+    let nodes = objects.of("Node");
+    let used = |node| used.get(text(node, "/metadata/name")).copied().unwrap_or_default();
+    nodes.map(|node| (used(node), Amounts::of(&node["status"]["allocatable"]))).collect()
+}
+
+fn fits_nowhere(loads: &[(Amounts, Amounts)], pod: &Value) -> bool {
+    let asks = Amounts::of_pod(pod);
+    loads.iter().all(|(used, has)| !used.plus(asks).fits(*has))
 }
 
 /// Each pod that can run does, once, and nothing else runs.
-fn pods(objects: &Objects, found: &BTreeMap<&str, &Found>) -> Result<(), String> {
+fn pods(objects: &Objects<'_>, found: &BTreeMap<&str, &Found>) -> Result<(), String> {
     let mut wanted: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    let loads = loads(objects);
     for pod in objects.of("Pod") {
         let node = text(pod, "/spec/nodeName");
         if is_over(pod) {
             continue;
         }
         if node.is_empty() {
-            if fits_nowhere(objects, pod) {
+            if fits_nowhere(&loads, pod) {
                 continue;
             }
             return Err(format!("{} has no node", name(pod)));
@@ -159,15 +187,21 @@ fn pods(objects: &Objects, found: &BTreeMap<&str, &Found>) -> Result<(), String>
     }
 }
 
-fn rolled_out(objects: &Objects, deployment: &Value) -> Result<(), String> {
+fn rolled_out(objects: &Objects<'_>, deployment: &Value) -> Result<(), String> {
     let (spec, status) = (&deployment["spec"], &deployment["status"]);
     let wanted = spec["replicas"].as_i64().unwrap_or(1);
     let uid = text(deployment, "/metadata/uid");
-    let sets = objects.of("ReplicaSet").iter().filter(|set| owners(set).any(|owner| owner == uid));
-    let mut pods = sets.flat_map(|set| objects.pods_of(text(set, "/metadata/uid")));
-    // Without room for a pod a rollout rightly waits.
+    let sets = objects.of("ReplicaSet").filter(|set| owners(set).any(|owner| owner == uid));
+    let sets: BTreeSet<&str> = sets.map(|set| text(set, "/metadata/uid")).collect();
+    let mut pods = objects.of("Pod").filter(|pod| owners(pod).any(|owner| sets.contains(owner)));
+    // Without room for a pod a rollout rightly waits, and says so once its deadline has passed.
     if pods.any(|pod| text(pod, "/spec/nodeName").is_empty()) {
-        return Ok(());
+        let told = list(&status["conditions"]).iter().find(|one| one["type"] == "Progressing");
+        let reason = told.and_then(|told| told["reason"].as_str()).unwrap_or_default();
+        return match reason {
+            "ProgressDeadlineExceeded" | "NewReplicaSetAvailable" => Ok(()),
+            _ => Err(format!("{} has not told yet that it has no room: {reason:?}", name(deployment))),
+        };
     }
     let counts = ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"];
     let done = status["observedGeneration"] == deployment["metadata"]["generation"]
@@ -176,16 +210,16 @@ fn rolled_out(objects: &Objects, deployment: &Value) -> Result<(), String> {
 }
 
 /// The slices of a Service name the addresses of the ready pods that it selects.
-fn served(objects: &Objects, service: &Value) -> Result<(), String> {
+fn served(objects: &Objects<'_>, service: &Value) -> Result<(), String> {
     let Some(selector) = service["spec"]["selector"].as_object() else { return Ok(()) };
     let selected = |pod: &&Value| {
         let labels = &pod["metadata"]["labels"];
         selector.iter().all(|(key, value)| labels.get(key) == Some(value)) && is_true(pod, "Ready")
     };
     let wanted: BTreeSet<&str> =
-        objects.of("Pod").iter().filter(selected).map(|pod| text(pod, "/status/podIP")).collect();
+        objects.of("Pod").filter(selected).map(|pod| text(pod, "/status/podIP")).collect();
     let uid = text(service, "/metadata/uid");
-    let slices = objects.of("EndpointSlice").iter().filter(|slice| owners(slice).any(|owner| owner == uid));
+    let slices = objects.of("EndpointSlice").filter(|slice| owners(slice).any(|owner| owner == uid));
     let endpoints = slices.flat_map(|slice| list(&slice["endpoints"]));
     let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true);
     let named: BTreeSet<&str> = ready.map(|endpoint| text(endpoint, "/addresses/0")).collect();
@@ -197,10 +231,9 @@ fn served(objects: &Objects, service: &Value) -> Result<(), String> {
 }
 
 /// A node has what it is to have, as it is now, and nothing else.
-fn informed(objects: &Objects, found: &Found) -> Result<(), String> {
+fn informed(objects: &Objects<'_>, found: &Found) -> Result<(), String> {
     let node = found.name.as_str();
-    let mine: Vec<&Value> =
-        objects.of("Pod").iter().filter(|pod| text(pod, "/spec/nodeName") == node).collect();
+    let mine: Vec<&Value> = objects.of("Pod").filter(|pod| text(pod, "/spec/nodeName") == node).collect();
     let names = |pod: &&Value, kind: &str, object: &Value| {
         list(&pod["spec"]["containers"]).iter().any(|container| {
             let map = list(&container["env"]).iter().map(|one| &one["valueFrom"]["configMapKeyRef"]["name"]);
@@ -213,7 +246,7 @@ fn informed(objects: &Objects, found: &Found) -> Result<(), String> {
     let mut wanted = BTreeMap::new();
     for (kind, known) in &objects.0 {
         for object in known {
-            let mine = match kind.as_str() {
+            let mine = match *kind {
                 "Node" => text(object, "/metadata/name") == node,
                 "Pod" => text(object, "/spec/nodeName") == node,
                 "ConfigMap" | "Secret" => mine.iter().any(|pod| names(pod, kind, object)),

@@ -22,7 +22,7 @@ use crate::log::Log;
 use crate::net::Net;
 use crate::node::{self, Node};
 use crate::server::{self, Server};
-use crate::settled::{Found, settled};
+use crate::settled::{Found, Known, settled};
 use crate::trace::{Invariant, Trace, Violation, note};
 use crate::{Assets, Size};
 
@@ -58,32 +58,44 @@ pub struct Report {
 
 /// Plays a seed from beginning to end, in a size of the caller's if there is one, and prints each step if asked to.
 pub fn run(seed: u64, size: Option<Size>, assets: &Arc<Assets>, print: bool) -> Report {
+    simulate(seed, size, assets, print, World::play).0
+}
+
+/// Plays a seed in a way of the caller's. There is no answer once an invariant did not hold.
+pub(crate) fn simulate<T>(
+    seed: u64,
+    size: Option<Size>,
+    assets: &Arc<Assets>,
+    print: bool,
+    play: impl AsyncFnOnce(&mut World) -> T,
+) -> (Report, Option<T>) {
     watch_for_panics();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     // It opens nothing but memory.
     let runtime = runtime.unwrap_or_else(|error| panic!("no runtime can be made: {error}"));
-    let report = runtime.block_on(async {
+    let answer = runtime.block_on(async {
         let mut world = World::new(seed, size, assets.clone(), print);
         let trace = world.trace.clone();
-        tokio::select! {
+        let played = tokio::select! {
             biased;
-            () = trace.violated() => {}
-            () = world.play() => {}
-        }
+            () = trace.violated() => None,
+            played = play(&mut world) => Some(played),
+        };
         if PANICKED.take() {
             trace.violate(Invariant::Panic, "a task panicked");
         }
-        Report {
+        let report = Report {
             seed,
             hash: trace.hash(),
             steps: trace.steps(),
             elapsed: trace.elapsed(),
             size: world.size,
             violation: trace.violation(),
-        }
+        };
+        (report, played)
     });
     drop(runtime);
-    report
+    answer
 }
 
 thread_local! {
@@ -102,19 +114,20 @@ fn watch_for_panics() {
     });
 }
 
-struct World {
-    size: Size,
+pub(crate) struct World {
+    pub(crate) size: Size,
     assets: Arc<Assets>,
     dice: Dice,
     knobs: Knobs,
-    trace: Trace,
-    checks: Checks,
-    log: Log,
-    net: Net,
+    pub(crate) trace: Trace,
+    pub(crate) checks: Checks,
+    pub(crate) log: Log,
+    pub(crate) net: Net,
     servers: Vec<Server>,
     reachable: Servers,
-    nodes: Vec<Node>,
-    client: Client,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) client: Client,
+    known: Known,
 }
 
 impl World {
@@ -150,21 +163,25 @@ impl World {
         };
         let servers = (0..size.servers).map(server).collect();
         let nodes = Vec::new();
-        Self { size, assets, dice, knobs, trace, checks, log, net, servers, reachable, nodes, client }
+        Self {
+            size,
+            assets,
+            dice,
+            knobs,
+            trace,
+            checks,
+            log,
+            net,
+            servers,
+            reachable,
+            nodes,
+            client,
+            known: Known::default(),
+        }
     }
 
     async fn play(&mut self) {
-        for server in &mut self.servers {
-            server.start();
-        }
-        self.log.elect(Some(0));
-        self.list_servers();
-        // A gateway begins when what every cluster has is there.
-        while !self.log.state().iter().any(|(key, _)| key.as_str() == EPOCH) {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        self.client.prepare().await;
-        self.join_all().await;
+        self.begin().await;
         note!(self.trace, "trouble begins");
         let client = self.client.clone();
         let actions = self.size.actions;
@@ -181,6 +198,21 @@ impl World {
         let _ = acting.await;
         self.heal();
         self.judge().await;
+    }
+
+    /// Starts the servers and has the nodes join.
+    pub(crate) async fn begin(&mut self) {
+        for server in &mut self.servers {
+            server.start();
+        }
+        self.log.elect(Some(0));
+        self.list_servers();
+        // A gateway begins when what every cluster has is there.
+        while !self.log.state().iter().any(|(key, _)| key.as_str() == EPOCH) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.client.prepare().await;
+        self.join_all().await;
     }
 
     fn list_servers(&self) {
@@ -342,15 +374,10 @@ impl World {
     }
 
     /// Waits until what is, is what is wanted, and then until nothing is written any more.
-    async fn judge(&self) {
-        let began = self.trace.elapsed();
-        while let Err(why) = self.settled() {
-            if self.trace.elapsed() > began + CONVERGENCE_MAX {
-                return self.trace.violate(Invariant::Convergence, why);
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
+    pub(crate) async fn judge(&mut self) {
+        if !self.converge().await {
+            return;
         }
-        note!(self.trace, "all is as wanted");
         tokio::time::sleep(SETTLE).await;
         let revision = self.log.revision();
         tokio::time::sleep(QUIET).await;
@@ -363,12 +390,27 @@ impl World {
         }
     }
 
-    fn settled(&self) -> Result<(), String> {
+    /// Waits until what is, is what is wanted.
+    pub(crate) async fn converge(&mut self) -> bool {
+        let began = self.trace.elapsed();
+        while let Err(why) = self.settled() {
+            if self.trace.elapsed() > began + CONVERGENCE_MAX {
+                self.trace.violate(Invariant::Convergence, why);
+                return false;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        note!(self.trace, "all is as wanted");
+        true
+    }
+
+    fn settled(&mut self) -> Result<(), String> {
         let found = self.nodes.iter().map(|node| Found {
             name: node.name.clone(),
             objects: node.contents().objects,
             running: node.running().iter().map(ToString::to_string).collect(),
         });
-        settled(&self.log.state(), &found.collect::<Vec<_>>())
+        let found: Vec<Found> = found.collect();
+        settled(&mut self.known, &self.log.state(), &found)
     }
 }

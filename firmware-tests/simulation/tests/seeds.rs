@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lichen_simulation::{Assets, run};
+use lichen_simulation::{Assets, Size, run};
 
 const SEEDS: u64 = 300;
 const THREADS: usize = 2;
@@ -30,6 +30,14 @@ fn every_invariant_holds() {
     });
     let failed = failed.into_inner().expect("no panic");
     assert!(failed.is_empty(), "{} of {SEEDS} seeds fail:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn two_hundred_nodes_get_through_it_too() {
+    let assets = Assets::new().expect("a temporary directory");
+    let size = Size { nodes: 200, ..Size::of(0) };
+    let replay = "cargo run -p lichen-simulation -- --seed 0 --nodes 200 --trace";
+    assert_eq!(run(0, Some(size), &assets, false).violation, None, "replay: {replay}");
 }
 
 #[test]
