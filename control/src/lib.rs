@@ -3,6 +3,7 @@
 //! This crate joins store, registry, API server, gateway, artifacts and the certificate authority, and drives what
 //! decides: reconcilers and scheduler, which run on the member that leads.
 
+mod backup;
 pub mod cache;
 mod config;
 mod essentials;
@@ -16,6 +17,7 @@ mod scheduling;
 mod server;
 pub mod workqueue;
 
+pub use backup::{BACKUP_PATH, RestoreError, Restored, look, restore};
 pub use config::{Broker, Config, Join};
 pub use member::{MEMBERS_PATH, MemberError};
 pub use server::{Server, StartError, TokenError};

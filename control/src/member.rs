@@ -25,8 +25,9 @@ pub(crate) use api::{JOIN_PATH, JoinMount, MembersMount};
 
 /// What is kept of the membership.
 const FILE: &str = "member.json";
-const PKI: &str = "pki";
-const STORE: &str = "store";
+/// The folders of a server's data directory.
+pub(crate) const PKI: &str = "pki";
+pub(crate) const STORE: &str = "store";
 /// How long to wait before the cluster is told again what it could not be told.
 const RETRY: Duration = Duration::from_secs(1);
 

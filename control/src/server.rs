@@ -21,6 +21,7 @@ use lichen_store::Store;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::backup::{BACKUP_PATH, BackupMount};
 use crate::kubeconfig::kubeconfig;
 use crate::leading::{Leader, Leading, Owner, Venue};
 use crate::member::{self, JOIN_PATH, JoinMount, MEMBERS_PATH, Member, MemberError, MembersMount, Opened};
@@ -170,6 +171,7 @@ impl Server {
                 (ARTIFACTS_PREFIX.to_owned(), Arc::new(ArtifactMount(artifacts.clone()))),
                 (JOIN_PATH.to_owned(), Arc::new(join)),
                 (MEMBERS_PATH.to_owned(), Arc::new(MembersMount(peers.clone()))),
+                (BACKUP_PATH.to_owned(), Arc::new(BackupMount::new(store.clone(), authority.clone()))),
             ],
         };
         let api = lichen_apiserver::build(api).await?;

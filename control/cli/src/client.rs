@@ -119,6 +119,11 @@ impl Client {
         Ok(self.open(Method::GET, path, JSON, None).await?.collect().await?.to_bytes())
     }
 
+    /// GET of a body that arrives over time, whatever it is.
+    pub(crate) async fn body(&self, path: &str) -> Result<Incoming> {
+        self.open(Method::GET, path, "*/*", None).await
+    }
+
     /// GET that answers `None` for an object that is not there.
     pub(crate) async fn find(&self, path: &str) -> Result<Option<Value>> {
         match self.get(path, None).await {

@@ -14,6 +14,8 @@ use crate::limits::raise_descriptors;
 /// How long the token lives with which an embedded agent joins; it joins at once.
 const TOKEN_TTL: Duration = Duration::from_secs(10 * 60);
 const KUBECONFIG_FILE: &str = "admin.kubeconfig";
+/// The folder of a server within its data directory.
+pub(crate) const SERVER_DIR: &str = "server";
 
 /// Where a server listens and keeps its state.
 #[derive(clap::Args, Clone)]
@@ -80,7 +82,7 @@ impl ServerArguments {
             cluster_init: membership.cluster_init,
             join: membership.join,
             compile_worker: vec![own.to_string_lossy().into_owned(), "compile-worker".into()],
-            ..lichen_control::Config::new(data_dir.join("server"))
+            ..lichen_control::Config::new(data_dir.join(SERVER_DIR))
         };
         let server = Server::start(config).await?;
         let kubeconfig = data_dir.join(KUBECONFIG_FILE);

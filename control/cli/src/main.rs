@@ -55,6 +55,10 @@ enum Command {
     /// Look after the files of a server that does not run.
     #[command(subcommand)]
     Store(commands::store::Store),
+    /// Save a running cluster's state in a file.
+    Backup(commands::backup::Backup),
+    /// Make the state of a new cluster out of a backup.
+    Restore(commands::backup::Restore),
     /// Put a component into the cluster's registry.
     Push(commands::push::Arguments),
     /// Make the cluster's objects what a manifest says.
@@ -125,6 +129,8 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Member(command) => commands::member::run(&client()?, command).await,
         Command::Node(command) => commands::node::run(&client()?, command).await,
         Command::Store(command) => commands::store::run(command).await,
+        Command::Backup(arguments) => commands::backup::backup(&client()?, arguments).await,
+        Command::Restore(arguments) => commands::backup::restore(arguments).await,
         Command::Push(arguments) => commands::push::run(&client()?, arguments).await,
         Command::Apply(arguments) => commands::apply::run(&client()?, arguments).await,
         Command::Get(arguments) => commands::get::run(&client()?, arguments).await,

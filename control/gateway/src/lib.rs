@@ -56,7 +56,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-pub use ownership::OwnershipError;
+pub use ownership::{INCARNATION, OwnershipError};
 pub use removal::{ORDER_ANNOTATION, Order, RESULT_ANNOTATION};
 pub use token::{
     Purpose, TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, TokenError, create_token, find_token, new_token, token_of,

@@ -8,7 +8,8 @@ use lichen_registry::Registry;
 use lichen_store::{Change, CommitError, Draft, ErrorKind, Key, Precondition, Txn};
 
 const EPOCH: &str = "/gateway/epoch";
-const INCARNATION: &str = "/gateway/incarnation";
+/// The incarnation of the store. A store that is restored must not have it.
+pub const INCARNATION: &str = "/gateway/incarnation";
 
 /// Times that a write is tried again when another one came first or the store had no leader.
 const ATTEMPTS: usize = 20;
@@ -43,7 +44,8 @@ pub(crate) async fn take_over(registry: &Registry) -> Result<(u64, Registry), Ow
             Some(record) => (read_number(record.body(), EPOCH)?, Precondition::Revision(record.revision())),
             None => (0, Precondition::Absent),
         };
-        let epoch = last + 1;
+        // Beyond the revision, too: a store that was restored has forgotten epochs, but its revisions have moved on.
+        let epoch = last.max(registry.store().revision().0) + 1;
         let txn = Txn::new().put(key.clone(), pre, Draft::opaque(epoch.to_string().as_bytes()));
         match registry.commit(txn).await {
             Ok(committed) => return Ok((epoch, registry.guarded(key, committed.revision))),

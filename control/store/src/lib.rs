@@ -6,7 +6,8 @@
 //! The way of a transaction: `store` bounds it and proposes it through `raft`; `log` makes it durable, many in one sync;
 //! `machine` has `apply` decide it and admits the outcome to `state`, which is all in memory; `hub` wakes the watches;
 //! `flush` brings the state to rest in `file`, off everyone's way; `snapshot` carries it to another member. Both files
-//! are a `disk` on a `storage`, and `health` waits for them when they fail.
+//! are a `disk` on a `storage`, and `health` waits for them when they fail. `backup` takes it all out, and makes a store
+//! of it again.
 //!
 //! Invariants: `apply` is deterministic; an acknowledged transaction is durable; all the puts of one transaction carry
 //! one revision; nobody sees a revision before all changes up to it can be watched; no disk is touched on an async
@@ -14,6 +15,7 @@
 //! authorisation.
 
 mod apply;
+mod backup;
 mod change;
 mod check;
 mod codec;
@@ -45,6 +47,7 @@ mod types;
 mod volume;
 
 pub use apply::{Applied, Rejection, View, apply};
+pub use backup::{Backup, BackupError};
 pub use change::{Change, ChangeKind};
 pub use check::{Report, check};
 pub use codec::DecodeError;

@@ -50,19 +50,13 @@ impl SnapshotData {
             pieces += 1;
             write_piece(out, kind, body)
         };
-        let record_body = |key: &Key, record: &Record| {
-            let mut body = Vec::with_capacity(record.size() + key.as_str().len() + 4);
-            put_bytes(&mut body, key.as_str().as_bytes());
-            body.extend_from_slice(&record.encode());
-            body
-        };
         match self {
             Self::View { file, view } => {
                 piece(BEGIN, &file.position(view)?.encode()?)?;
                 let failed = |error: io::Error| ReadError::from(redb::Error::Io(error));
                 file.disk().read_view(view, |view| {
                     each_record(view, |key, record| {
-                        piece(RECORD, &record_body(&key, &record)).map_err(failed)
+                        piece(RECORD, &record_piece(&key, &record)).map_err(failed)
                     })?;
                     each_change(view, |change| piece(CHANGE, &change.encode()).map_err(failed))
                 })?;
@@ -70,7 +64,7 @@ impl SnapshotData {
             Self::Image(image) => {
                 piece(BEGIN, &image.position.encode()?)?;
                 for (key, record) in &image.records {
-                    piece(RECORD, &record_body(key, record))?;
+                    piece(RECORD, &record_piece(key, record))?;
                 }
                 for change in &image.history {
                     piece(CHANGE, &change.encode())?;
@@ -110,7 +104,16 @@ impl SnapshotData {
     }
 }
 
-fn write_piece(out: &mut impl Write, kind: u8, body: &[u8]) -> io::Result<()> {
+/// The body of a piece that holds a record.
+pub(crate) fn record_piece(key: &Key, record: &Record) -> Vec<u8> {
+    let mut body = Vec::with_capacity(record.size() + key.as_str().len() + 4);
+    put_bytes(&mut body, key.as_str().as_bytes());
+    body.extend_from_slice(&record.encode());
+    body
+}
+
+/// Writes a piece: a kind and a body, sealed.
+pub(crate) fn write_piece(out: &mut impl Write, kind: u8, body: &[u8]) -> io::Result<()> {
     let mut sealed = codec::unsealed(body.len() + 1);
     sealed.push(kind);
     sealed.extend_from_slice(body);
@@ -121,7 +124,8 @@ fn write_piece(out: &mut impl Write, kind: u8, body: &[u8]) -> io::Result<()> {
     out.write_all(&sealed)
 }
 
-fn read_piece(input: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
+/// Reads a piece, which may be anything.
+pub(crate) fn read_piece(input: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     let invalid = |error: DecodeError| io::Error::new(io::ErrorKind::InvalidData, error);
     let mut len = [0; 4];
     input.read_exact(&mut len)?;

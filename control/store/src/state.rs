@@ -109,6 +109,11 @@ impl State {
         changes
     }
 
+    /// Every record, and the revision.
+    pub(crate) fn all(&self) -> (Revision, BTreeMap<Key, Record>) {
+        (self.revision, self.records.clone())
+    }
+
     pub(crate) fn range(&self, prefix: &str, options: &RangeOptions) -> Result<Page, RangeError> {
         let revision = options.at.unwrap_or(self.revision);
         if revision > self.revision {

@@ -27,7 +27,7 @@ use crate::state::State;
 use crate::storage::Counters;
 use crate::volume::{Dir, Volume};
 use crate::{
-    CommitError, Committed, Compacted, HistoryBounds, Key, MemberStatus, Network, OpenError, Page,
+    Backup, CommitError, Committed, Compacted, HistoryBounds, Key, MemberStatus, Network, OpenError, Page,
     RangeError, RangeOptions, Record, Revision, TXN_BYTES_MAX, TXN_OPS_MAX, Term, Txn, View, Watch,
 };
 
@@ -231,6 +231,14 @@ impl Store {
         self.inner.hub.read().range(prefix, options)
     }
 
+    /// Everything there is at one revision, from local state. Call [`Store::barrier`] before to have every write that
+    /// was acknowledged.
+    #[must_use]
+    pub fn backup(&self, taken_unix_s: u64, files: BTreeMap<String, Vec<u8>>) -> Backup {
+        let (revision, records) = self.inner.hub.read().all();
+        Backup { revision, taken_unix_s, files, records }
+    }
+
     /// The revision of the local state.
     #[must_use]
     pub fn revision(&self) -> Revision {
@@ -419,6 +427,23 @@ impl Store {
         member.replica.stop().await;
         close(&member.log, &member.machine, running).await;
     }
+}
+
+/// Makes a store with a state in a directory that has none. Blocks.
+pub(crate) fn create(dir: &Path, image: &Image) -> Result<(), OpenError> {
+    let create = || {
+        let lock = DirLock::acquire(dir)?;
+        let volume: Arc<dyn Volume> = Arc::new(Dir::new(dir));
+        let names = volume.list().map_err(|error| DiskError::io("restore", &error))?;
+        if names.iter().any(|name| name != "lock") {
+            return Err(DiskError::io("restore", &std::io::ErrorKind::AlreadyExists.into()));
+        }
+        let (fresh_id, _) = uuid::Uuid::new_v4().as_u64_pair();
+        let history = HistoryBounds::default();
+        let files = Files::open(dir.into(), Some(lock), &volume, Runner::Threads, fresh_id, history)?;
+        files.file.replace(image)
+    };
+    create().map_err(|error| OpenError::disk(dir, error))
 }
 
 fn closed() -> CommitError {

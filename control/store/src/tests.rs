@@ -1,5 +1,6 @@
 //! Tests of the store as a whole. What every implementation owes is in `conformance`.
 
+mod backup;
 mod cluster;
 mod codec;
 mod conformance;
