@@ -163,6 +163,7 @@ pub(crate) fn advice(kind: io::ErrorKind) -> &'static str {
         io::ErrorKind::FileTooLarge => "raise the limit on the size of files",
         io::ErrorKind::ReadOnlyFilesystem => "mount its file system for writing",
         io::ErrorKind::PermissionDenied => "let this user write it",
+        io::ErrorKind::AlreadyExists => "use another directory",
         io::ErrorKind::NotFound => "put the file back",
         _ => "check the disk",
     }

@@ -436,7 +436,8 @@ pub(crate) fn create(dir: &Path, image: &Image) -> Result<(), OpenError> {
         let volume: Arc<dyn Volume> = Arc::new(Dir::new(dir));
         let names = volume.list().map_err(|error| DiskError::io("restore", &error))?;
         if names.iter().any(|name| name != "lock") {
-            return Err(DiskError::io("restore", &std::io::ErrorKind::AlreadyExists.into()));
+            let there = std::io::Error::new(std::io::ErrorKind::AlreadyExists, "a store is there already");
+            return Err(DiskError::io("restore", &there));
         }
         let (fresh_id, _) = uuid::Uuid::new_v4().as_u64_pair();
         let history = HistoryBounds::default();

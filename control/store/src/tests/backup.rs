@@ -82,10 +82,11 @@ async fn a_store_is_never_restored_over_another() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(Config::new(dir.path())).await.unwrap();
     write(&store, "mine", "1").await;
-    assert!(matches!(backup.restore(dir.path(), &[]).unwrap_err(), OpenError::Io { .. }));
+    assert!(matches!(backup.restore(dir.path(), &[]).unwrap_err(), OpenError::InUse { .. }));
     assert_eq!(value(&store, "mine").as_deref(), Some("1"));
     store.shutdown().await;
-    assert!(backup.restore(dir.path(), &[]).is_err());
+    let error = backup.restore(dir.path(), &[]).unwrap_err().to_string();
+    assert!(error.contains("a store is there already") && error.contains("another directory"), "{error}");
     let store = Store::open(Config::new(dir.path())).await.unwrap();
     assert_eq!(value(&store, "mine").as_deref(), Some("1"));
     store.shutdown().await;
