@@ -46,6 +46,8 @@ pub struct Config {
     pub silence_grace: Duration,
     /// The times of the nodes' sessions.
     pub timing: Timing,
+    /// Where to keep a kubeconfig of the administrator, if anywhere. It follows the members as they come and go.
+    pub kubeconfig: Option<PathBuf>,
     /// The machine's name, by which people know this member in the Leases of what only the leader runs.
     pub hostname: String,
     /// Further host names and addresses that clients and nodes reach this server by; they go into its certificate.
@@ -74,6 +76,7 @@ impl Config {
             broker: Broker::Embedded(SocketAddr::from(([127, 0, 0, 1], 0))),
             silence_grace: SILENCE_GRACE,
             timing: Timing::DEFAULT,
+            kubeconfig: None,
             hostname: "lichen".to_owned(),
             names: Vec::new(),
             peer_addr: None,

@@ -8,6 +8,7 @@ pub mod cache;
 mod config;
 mod essentials;
 mod executor;
+mod forward;
 mod kubeconfig;
 mod leading;
 pub mod manager;

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use lichen_api::Status;
-use lichen_apiserver::Mount;
+use lichen_apiserver::{Forward, Mount};
 use lichen_artifacts::{Artifacts, CompileCommand};
 use lichen_gateway::{Purpose, broker};
 use lichen_peers::MemberRecord;
@@ -22,7 +22,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::backup::{BACKUP_PATH, BackupMount};
-use crate::kubeconfig::kubeconfig;
+use crate::forward::{self, FromMembers, ToLeader};
+use crate::kubeconfig::{Kubeconfig, write_private};
 use crate::leading::{Leader, Leading, Owner, Venue};
 use crate::member::{self, JOIN_PATH, JoinMount, MEMBERS_PATH, Member, MemberError, MembersMount, Opened};
 use crate::{Broker, Config};
@@ -73,6 +74,15 @@ pub enum StartError {
     /// The API server does not listen.
     #[error("cannot start the API server")]
     ApiServer(#[from] lichen_apiserver::BuildError),
+    /// The administrator's kubeconfig cannot be written.
+    #[error("cannot write {}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// What every cluster has cannot be made.
     #[error("cannot make the first objects: {0}")]
     Bootstrap(Status),
@@ -88,14 +98,14 @@ pub struct Server {
     api_addr: SocketAddr,
     mqtt_addr: Option<SocketAddr>,
     authority: Arc<Authority>,
-    admin_kubeconfig: String,
+    kubeconfig: Kubeconfig,
     registry: Registry,
     store: Store,
     leading: Leading,
     stop_api: watch::Sender<bool>,
     api: JoinSet<()>,
     member: Option<Member>,
-    announcing: JoinSet<()>,
+    background: JoinSet<()>,
 }
 
 impl std::fmt::Debug for Server {
@@ -164,7 +174,10 @@ impl Server {
             registry: registry.clone(),
             streams: Some(Arc::new(owner.clone())),
             presence: Some(Arc::new(owner.clone())),
-            forward: None,
+            forward: peers.clone().map(|peers| {
+                let forward: Arc<dyn Forward> = Arc::new(ToLeader { peers, owner: owner.clone() });
+                forward
+            }),
             tls: tls(&[b"h2", b"http/1.1"])?,
             listen: config.api_addr,
             mounts: vec![
@@ -176,6 +189,10 @@ impl Server {
         };
         let api = lichen_apiserver::build(api).await?;
         let api_addr = api.address();
+        if let Some(peers) = &peers {
+            let answers = FromMembers { api: api.forwarded(), owner: owner.clone() };
+            peers.mount(forward::PREFIX, Arc::new(answers));
+        }
         let leader = Leader {
             registry: registry.clone(),
             artifacts,
@@ -189,17 +206,27 @@ impl Server {
         };
         let leading = Leading::start(leader, owner).await?;
 
-        let admin_kubeconfig = kubeconfig(&url(config, member, api_addr), authority.ca_pem(), ADMIN, &admin);
+        let kubeconfig = Kubeconfig {
+            url: url(config, member, api_addr),
+            ca_pem: authority.ca_pem().to_owned(),
+            user: ADMIN,
+            credentials: admin,
+        };
         let (stop_api, mut api_task) = (watch::Sender::new(false), JoinSet::new());
         let mut stopping = stop_api.subscribe();
         api_task.spawn(api.run(async move {
             // An error means that the server was dropped, which stops it as well.
             let _ = stopping.wait_for(|stop| *stop).await;
         }));
-        let mut announcing = JoinSet::new();
+        let mut background = JoinSet::new();
+        if let Some(path) = &config.kubeconfig {
+            let failed = |source| StartError::Kubeconfig { path: path.clone(), source };
+            write_private(path, &kubeconfig.text(&store)).map_err(failed)?;
+            background.spawn(kubeconfig.clone().keep(path.clone(), store.clone()));
+        }
         if let Some(member) = member {
             let reached = |address: SocketAddr| reached(config, Some(member), address);
-            announcing.spawn(member.announce(MemberRecord {
+            background.spawn(member.announce(MemberRecord {
                 api_url: format!("https://{}", reached(api_addr)),
                 mqtt_address: mqtt_addr.map(reached).unwrap_or_default(),
                 names: config.names.clone(),
@@ -212,14 +239,14 @@ impl Server {
             api_addr,
             mqtt_addr,
             authority,
-            admin_kubeconfig,
+            kubeconfig,
             registry,
             store,
             leading,
             stop_api,
             api: api_task,
             member: None,
-            announcing,
+            background,
         })
     }
 
@@ -243,9 +270,9 @@ impl Server {
         self.authority.ca_pem()
     }
 
-    /// A kubeconfig for the user `admin` of the group `system:masters`, certificates inline.
+    /// A kubeconfig for the user `admin` of the group `system:masters`, certificates inline, with an entry for each member.
     pub fn admin_kubeconfig(&self) -> String {
-        self.admin_kubeconfig.clone()
+        self.kubeconfig.text(&self.store)
     }
 
     /// Makes a join token that holds for `ttl`: the text that a node is started with.
@@ -299,7 +326,7 @@ impl Server {
                 tracing::error!(%error, "the API server ended badly");
             }
         }
-        self.announcing.shutdown().await;
+        self.background.shutdown().await;
         self.leading.shutdown().await;
         self.store.shutdown().await;
         if let Some(member) = self.member {

@@ -11,7 +11,8 @@ use crate::{Agent, BrokerArguments, Config};
 #[group(id = "node")]
 pub struct Arguments {
     /// The broker that the node's session goes through, HOST:PORT or mqtts://HOST:PORT: the server's own, unless it was
-    /// given another. The node remembers it, and how it proves itself there.
+    /// given another. Of several servers name each, with commas in between: the node finds the one that leads. It
+    /// remembers them, and how it proves itself there.
     #[arg(long, env = "LICHEN_SERVER")]
     server: Option<String>,
     #[command(flatten)]

@@ -5,7 +5,7 @@
 //! got lost may be asked again. A read that is content with any state (`resourceVersion=0`) stays here, and a watch tells of
 //! writes only, which every member has.
 
-use std::sync::Arc;
+use std::sync::Weak;
 
 use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
@@ -35,20 +35,23 @@ pub trait Forward: Send + Sync + 'static {
     fn forward(&self, request: Request<()>) -> BoxFuture<'_, Option<Result<Response<Body>, Status>>>;
 }
 
-/// Answers what other members pass on.
+/// Answers what other members pass on, for as long as the server runs.
 #[derive(Clone, Debug)]
-pub struct Forwarded(pub(crate) Arc<App>);
+pub struct Forwarded(pub(crate) Weak<App>);
 
 impl Forwarded {
     /// Answers a request of a member, whose path is that of the API again.
     pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let Some(app) = self.0.upgrade() else {
+            return respond::status(&Status::service_unavailable("the server has ended"));
+        };
         let headers = request.headers();
         let text = |value: &HeaderValue| Some(String::from_utf8(value.as_bytes().to_vec()).ok()?);
         let Some(user) = headers.get(USER_HEADER).and_then(text) else {
             return respond::status(&Status::bad_request("the request does not say who asks"));
         };
         let groups = headers.get_all(GROUP_HEADER).iter().filter_map(text).collect();
-        router::answer(self.0.clone(), Identity { user, groups }, request, false).await
+        router::answer(app, Identity { user, groups }, request, false).await
     }
 }
 

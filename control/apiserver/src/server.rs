@@ -122,7 +122,7 @@ impl Bound {
     /// What answers requests that other members pass on.
     #[must_use]
     pub fn forwarded(&self) -> Forwarded {
-        Forwarded(self.app.clone())
+        Forwarded(Arc::downgrade(&self.app))
     }
 
     /// Serves until `shutdown` completes, then lets requests end; watches and logs end at once.

@@ -1,6 +1,9 @@
 //! A client of the Kubernetes API: one HTTPS connection pool, JSON in and out, `Status` as errors.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
@@ -19,6 +22,8 @@ use crate::kubeconfig::Access;
 const JSON: &str = "application/json";
 /// What asks the server for a table rather than objects.
 pub(crate) const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+/// How long a server may take to be reached until the next one is tried.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// The longest line of a watch; an object is at most 3 MiB.
 const LINE_BYTES_MAX: usize = 8 << 20;
 
@@ -36,7 +41,9 @@ pub(crate) struct Refused {
 #[derive(Clone)]
 pub(crate) struct Client {
     http: hyper_util::client::legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    server: String,
+    servers: Vec<String>,
+    /// The server that answered last.
+    current: Arc<AtomicUsize>,
     /// The cluster's authority, PEM.
     pub(crate) ca_pem: String,
     /// The namespace used where none is named.
@@ -51,27 +58,48 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_MAX));
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
             .enable_http1()
             .wrap_connector(connector);
         let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
-        let Access { server, ca_pem, namespace, .. } = access.clone();
-        Ok(Self { http, server, ca_pem, namespace })
+        let Access { servers, ca_pem, namespace, .. } = access.clone();
+        Ok(Self { http, servers, current: Arc::default(), ca_pem, namespace })
     }
 
     /// The URL of the server, `https://host:port`.
     pub(crate) fn server(&self) -> &str {
-        &self.server
+        let current = self.current.load(Ordering::Relaxed);
+        self.servers.get(current).map_or("", String::as_str)
     }
 
-    /// Sends a request as it is and returns the reply, whatever its status.
+    /// Sends a request as it is and returns the reply, whatever its status. A server that cannot be reached is passed
+    /// over for the next one; so is one that breaks off, if the request may be made twice.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
-        let (mut parts, body) = request.into_parts();
-        parts.uri = format!("{}{}", self.server, parts.uri).parse()?;
-        let reply = self.http.request(Request::from_parts(parts, body)).await;
-        reply.with_context(|| format!("cannot reach {}", self.server))
+        let (parts, body) = request.into_parts();
+        let repeatable = matches!(parts.method, Method::GET | Method::HEAD);
+        let first = self.current.load(Ordering::Relaxed);
+        let mut failed = Vec::new();
+        for index in (0..self.servers.len()).map(|tried| (first + tried) % self.servers.len()) {
+            let server = &self.servers[index];
+            let mut parts = parts.clone();
+            parts.uri = format!("{server}{}", parts.uri).parse()?;
+            let error = match self.http.request(Request::from_parts(parts, body.clone())).await {
+                Ok(reply) => {
+                    self.current.store(index, Ordering::Relaxed);
+                    return Ok(reply);
+                }
+                Err(error) => error,
+            };
+            let again = error.is_connect() || repeatable;
+            failed.push(server.as_str());
+            if !again || failed.len() == self.servers.len() {
+                return Err(error).with_context(|| format!("cannot reach {}", failed.join(", ")));
+            }
+        }
+        bail!("the kubeconfig names no server")
     }
 
     /// Sends a request and returns the reply's body once the server has agreed.

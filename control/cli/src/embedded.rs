@@ -72,7 +72,9 @@ impl ServerArguments {
     pub(crate) async fn start(&self, data_dir: &Path, membership: Membership) -> Result<(Server, PathBuf)> {
         raise_descriptors();
         let own = std::env::current_exe().context("finding this program's own file")?;
+        let kubeconfig = data_dir.join(KUBECONFIG_FILE);
         let config = lichen_control::Config {
+            kubeconfig: Some(kubeconfig.clone()),
             api_addr: self.api_addr,
             broker: self.broker()?,
             hostname: hostname(),
@@ -84,11 +86,7 @@ impl ServerArguments {
             compile_worker: vec![own.to_string_lossy().into_owned(), "compile-worker".into()],
             ..lichen_control::Config::new(data_dir.join(SERVER_DIR))
         };
-        let server = Server::start(config).await?;
-        let kubeconfig = data_dir.join(KUBECONFIG_FILE);
-        write_private(&kubeconfig, &server.admin_kubeconfig())
-            .with_context(|| format!("cannot write {}", kubeconfig.display()))?;
-        Ok((server, kubeconfig))
+        Ok((Server::start(config).await?, kubeconfig))
     }
 }
 
@@ -193,15 +191,4 @@ pub(crate) fn state_dir() -> Result<PathBuf> {
 fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "lichen".to_owned() } else { name.trim().to_owned() }
-}
-
-/// Writes a file that its owner alone may read, whole or not at all.
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let temporary = path.with_extension("tmp");
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    std::fs::rename(&temporary, path)
 }

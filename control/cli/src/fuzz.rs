@@ -26,7 +26,7 @@ users: [{name: u, user: {client-certificate-data: Y2VydA==, client-key-data: a2V
     fuzz("kubeconfig").examples(examples).run(|bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
         let Ok(access) = kubeconfig::parse(text, &|_| Ok("pem".to_owned())) else { return false };
-        assert!(!access.server.ends_with('/'));
+        assert!(access.servers.iter().all(|server| !server.ends_with('/')));
         let missing = kubeconfig::parse(text, &|path| Err(std::io::Error::other(path.display().to_string())));
         let files = ["certificate-authority: ", "client-certificate: ", "client-key: "];
         match missing {

@@ -11,8 +11,8 @@ use serde::Deserialize;
 /// How to reach a cluster's API, and as whom.
 #[derive(Clone)]
 pub(crate) struct Access {
-    /// `https://host:port`, without a trailing slash.
-    pub(crate) server: String,
+    /// `https://host:port` of each server, without a trailing slash; the current one first.
+    pub(crate) servers: Vec<String>,
     /// The authority that issued the server's certificate, PEM.
     pub(crate) ca_pem: String,
     /// The client certificate.
@@ -91,6 +91,13 @@ struct User {
     client_key: Option<PathBuf>,
 }
 
+impl Cluster {
+    fn has_authority_of(&self, other: &Cluster) -> bool {
+        (&self.certificate_authority_data, &self.certificate_authority)
+            == (&other.certificate_authority_data, &other.certificate_authority)
+    }
+}
+
 impl Kubeconfig {
     fn access(&self, file: &dyn Fn(&Path) -> std::io::Result<String>) -> Result<Access> {
         if self.current_context.is_empty() {
@@ -100,8 +107,17 @@ impl Kubeconfig {
         let cluster = find(&self.clusters, &context.cluster, "cluster")?;
         let user = find(&self.users, &context.user, "user")?;
         let pem = |data: &Option<String>, path: &Option<PathBuf>, what| pem(data, path, file, what);
+        // Clusters of the same authority are the same cluster: other members of its control plane.
+        let all = std::iter::once(cluster).chain(self.clusters.iter().map(|named| &named.value));
+        let mut servers = Vec::new();
+        for same in all.filter(|other| other.has_authority_of(cluster)) {
+            let server = same.server.trim_end_matches('/').to_owned();
+            if !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
         Ok(Access {
-            server: cluster.server.trim_end_matches('/').to_owned(),
+            servers,
             ca_pem: pem(
                 &cluster.certificate_authority_data,
                 &cluster.certificate_authority,
@@ -149,7 +165,10 @@ mod tests {
 apiVersion: v1
 kind: Config
 current-context: here
-clusters: [{name: c, cluster: {server: 'https://127.0.0.1:6443/', certificate-authority-data: Y2E=}}]
+clusters:
+- {name: other, cluster: {server: 'https://192.0.2.1:6443', certificate-authority-data: b3RoZXI=}}
+- {name: c2, cluster: {server: 'https://127.0.0.2:6443', certificate-authority-data: Y2E=}}
+- {name: c, cluster: {server: 'https://127.0.0.1:6443/', certificate-authority-data: Y2E=}}
 contexts: [{name: here, context: {cluster: c, user: u, namespace: team}}]
 users: [{name: u, user: {client-certificate-data: Y2VydA==, client-key: key.pem}}]
 ";
@@ -160,7 +179,7 @@ users: [{name: u, user: {client-certificate-data: Y2VydA==, client-key: key.pem}
         std::fs::write(folder.path().join("config"), CONFIG).unwrap();
         std::fs::write(folder.path().join("key.pem"), "key").unwrap();
         let access = read(&folder.path().join("config")).unwrap();
-        assert_eq!(access.server, "https://127.0.0.1:6443");
+        assert_eq!(access.servers, ["https://127.0.0.1:6443", "https://127.0.0.2:6443"]);
         assert_eq!(access.ca_pem, "ca");
         assert_eq!(access.credentials.chain_pem, "cert");
         assert_eq!(access.credentials.key_pem, "key");

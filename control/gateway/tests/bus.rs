@@ -83,3 +83,27 @@ async fn another_broker_is_a_bus_and_found_again() {
         there = broker();
     }
 }
+
+#[tokio::test]
+async fn of_several_brokers_the_one_that_answers_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open_or_create(dir.path()).unwrap();
+    let credentials = authority.issue_server(&["127.0.0.1".to_owned()]).unwrap();
+    let tls = Arc::new(lichen_pki::server_config(&credentials, authority.ca_pem(), &[]).unwrap());
+    let own = authority.issue_client(lichen_pki::GATEWAY_USER, None).unwrap();
+    let seats = [(); 2].map(|()| Seat::bind(([127, 0, 0, 1], 0).into()).unwrap());
+    let config = || Config { tls: tls.clone(), limits: Limits::default(), admit: Admit::everyone() };
+    // One that takes connections and says nothing, as a machine that hangs does.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let [first, second] = seats.each_ref().map(Seat::local_addr);
+    let access = lichen_mqtt::Access::new(format!("{first},{},{second}", silent.local_addr().unwrap()));
+    let trust = lichen_pki::ClientTrust::Authority(authority.ca_pem().to_owned());
+    let client = access.tls(&trust, Some(&own)).unwrap();
+    let mut bus = ExternalBus::spawn(external::Config { broker: access.address, tls: client, login: None });
+    for seat in [1, 0, 1] {
+        let broker = Broker::start(&seats[seat], config()).unwrap();
+        assert_eq!(tokio::time::timeout(PATIENCE, bus.recv()).await.unwrap(), Some(Arrival::Linked));
+        broker.shutdown().await;
+        assert_eq!(tokio::time::timeout(PATIENCE, bus.recv()).await.unwrap(), Some(Arrival::Lost));
+    }
+}

@@ -12,7 +12,8 @@ const SCHEME: &str = "mqtts://";
 /// A text that names no broker.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "the broker {0:?} is not HOST:PORT, for example server.example:8883; only MQTT over TLS (mqtts) is spoken"
+    "the broker {0:?} is not HOST:PORT, for example server.example:8883, or several of them with commas in between; only MQTT \
+     over TLS (mqtts) is spoken"
 )]
 pub struct AddressError(String);
 
@@ -34,7 +35,7 @@ impl fmt::Debug for Login {
 /// How a client reaches a broker that is not necessarily the cluster's own, and proves itself to it.
 #[derive(Clone, Default)]
 pub struct Access {
-    /// `host:port`; see [`address`].
+    /// `host:port`, or several; see [`address`].
     pub address: String,
     /// The authority of the broker's certificate (PEM); the cluster's own unless told otherwise.
     pub ca_pem: Option<String>,
@@ -75,14 +76,25 @@ impl Access {
     }
 }
 
-/// The `host:port` of a broker that is written as such or as `mqtts://host:port`.
+/// The `host:port` of a broker that is written as such or as `mqtts://host:port`; of several, if there are commas in
+/// between.
 ///
 /// # Errors
-/// When it is neither.
+/// When one of them is neither.
 pub fn address(text: &str) -> Result<String, AddressError> {
-    let address = text.strip_prefix(SCHEME).unwrap_or(text).trim_end_matches('/');
-    let valid = host(address).is_some_and(|host| !host.is_empty() && !host.contains(['/', '@']));
-    if valid { Ok(address.to_owned()) } else { Err(AddressError(text.to_owned())) }
+    let one = |text: &str| {
+        let text = text.trim();
+        let address = text.strip_prefix(SCHEME).unwrap_or(text).trim_end_matches('/');
+        let valid = host(address).is_some_and(|host| !host.is_empty() && !host.contains(['/', '@']));
+        if valid { Ok(address.to_owned()) } else { Err(AddressError(text.to_owned())) }
+    };
+    let all: Vec<String> = text.split(',').map(one).collect::<Result<_, _>>()?;
+    Ok(all.join(","))
+}
+
+/// Each address of a list.
+pub(crate) fn addresses(list: &str) -> impl ExactSizeIterator<Item = &str> {
+    list.split(',').map(str::trim).collect::<Vec<_>>().into_iter()
 }
 
 /// The host of `host:port`, without the brackets of an IPv6 address.
@@ -114,6 +126,9 @@ mod tests {
         check("::1:8883", None);
         check(":8883", None);
         check("host:port", None);
+        check("a.example:1, mqtts://[::1]:2/,b:3", Some("a.example:1,[::1]:2,b:3"));
+        check("a.example:1,", None);
+        check("a.example:1,b", None);
         assert_eq!(host("[::1]:1"), Some("::1"));
     }
 

@@ -1,6 +1,7 @@
 //! A client's connection with a broker.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,17 +15,20 @@ use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::{ReadHalf, WriteHalf, split};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::access::host;
+use crate::access::{addresses, host};
 use crate::outbox::Outgoing;
 use crate::stream::{PacketReader, PacketWriter, StreamError};
 use crate::{Login, Message};
 
 /// How long a goodbye may take.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
+/// How long a broker may keep silent until the next one of several is tried as well.
+const NEXT_ADDRESS: Duration = Duration::from_millis(300);
 /// Most messages that come before the subscription is confirmed.
 const EARLY_MAX: usize = 64;
 /// The packet identifier of the one SUBSCRIBE.
@@ -73,9 +77,9 @@ fn refusal(code: ConnectReturnCode) -> &'static str {
 /// Where and how to connect.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// The broker, `host:port`.
+    /// The broker, `host:port`; or several, with commas in between, of which whichever answers is taken.
     pub broker: String,
-    /// The name that the broker's certificate must have; the host of `broker` unless told otherwise.
+    /// The name that the broker's certificate must have; the host of its address unless told otherwise.
     pub server_name: Option<String>,
     /// Whom to believe and what to show.
     pub tls: Arc<rustls::ClientConfig>,
@@ -137,12 +141,41 @@ impl Connection {
     }
 }
 
+/// Connects with whichever broker answers. The next one is tried when one fails, or takes its time.
 async fn tls(endpoint: &Endpoint) -> Result<TlsStream<TcpStream>, MqttError> {
-    let address = || MqttError::Address(endpoint.broker.clone());
-    let host = host(&endpoint.broker).ok_or_else(address)?;
+    let mut untried = addresses(&endpoint.broker);
+    let mut trying = JoinSet::new();
+    let mut failed = None;
+    loop {
+        if let Some(address) = untried.next() {
+            trying.spawn(tls_with(endpoint.clone(), address.to_owned()));
+        }
+        tokio::select! {
+            biased;
+            Some(tried) = trying.join_next() => match tried.map_err(std::io::Error::other)? {
+                Ok(stream) => return Ok(stream),
+                // That nobody listens is what all but one of several brokers say: another failure tells more.
+                Err(error) if failed.is_none() || !is_deaf(&error) => failed = Some(error),
+                Err(_) => {}
+            },
+            () = sleep(NEXT_ADDRESS), if untried.len() > 0 => {}
+        }
+        if trying.is_empty() && untried.len() == 0 {
+            return Err(failed.unwrap_or_else(|| MqttError::Address(endpoint.broker.clone())));
+        }
+    }
+}
+
+fn is_deaf(error: &MqttError) -> bool {
+    matches!(error, MqttError::Stream(StreamError::Io(error)) if error.kind() == ErrorKind::ConnectionRefused)
+}
+
+async fn tls_with(endpoint: Endpoint, broker: String) -> Result<TlsStream<TcpStream>, MqttError> {
+    let address = || MqttError::Address(broker.clone());
+    let host = host(&broker).ok_or_else(address)?;
     let name = endpoint.server_name.as_deref().unwrap_or(host).to_owned();
     let name = ServerName::try_from(name).map_err(|_| address())?;
-    let socket = TcpStream::connect(&endpoint.broker).await?;
+    let socket = TcpStream::connect(&broker).await?;
     // Without it a round trip takes as long as a delayed acknowledgement.
     socket.set_nodelay(true)?;
     Ok(TlsConnector::from(Arc::clone(&endpoint.tls)).connect(name, socket).await?)
