@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::client::{self, Lane};
 use crate::record::{self, MemberRecord};
 use crate::server::text;
-use crate::{Body, Peers, PeersError, RequestError, calls};
+use crate::{Body, Peers, PeersError, RequestError, calls, steward};
 
 /// Where the members are asked about each other.
 pub(crate) const PATH: &str = "/members";
@@ -29,6 +29,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long another member may take to become the leader.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a member that was removed may take to hear it.
+const TELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// A voter that did not answer the leader for this long does not count when the members are changed.
 const SILENT_MAX: Duration = Duration::from_secs(3);
 
@@ -62,12 +64,28 @@ pub enum Status {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Ask {
+    /// Nothing, but to be told if one was removed.
+    Hello,
+    /// To say hello, because one was removed.
+    Gone,
     List,
-    Join { id: u64, address: String },
-    Move { id: u64, address: String },
-    Promote { id: u64 },
-    Remove { id: u64 },
-    Transfer { id: u64 },
+    Join {
+        id: u64,
+        address: String,
+    },
+    Move {
+        id: u64,
+        address: String,
+    },
+    Promote {
+        id: u64,
+    },
+    Remove {
+        id: u64,
+    },
+    Transfer {
+        id: u64,
+    },
 }
 
 impl Peers {
@@ -149,6 +167,12 @@ impl Peers {
         Ok(record::change(&own.store, own.id, |kept| *kept = record.clone()).await?)
     }
 
+    /// Lets another member tell this one whether it was removed.
+    pub(crate) async fn greet(&self, member: u64) {
+        // Whatever else is answered, the connection has learned of a removal.
+        let _: Result<(), _> = self.ask(member, None, &Ask::Hello).await;
+    }
+
     /// Asks the leader, whoever that is, and finds out who if it changes.
     async fn lead<T: DeserializeOwned + Serialize>(&self, ask: Ask) -> Result<T, PeersError> {
         let own = self.own()?;
@@ -215,8 +239,15 @@ impl Peers {
             Ask::Join { id, address } => join(store, *id, address).await?,
             Ask::Move { id, address } => store.set_address(*id, address).await?,
             Ask::Promote { id } => store.promote(*id).await?,
-            Ask::Remove { id } => remove(store, own.id, *id).await?,
+            Ask::Remove { id } => {
+                let address = remove(store, own.id, *id).await?;
+                steward::note_removed(self, store);
+                // It finds out by itself if it can't be told.
+                let told = self.ask::<()>(*id, Some(&address), &Ask::Gone);
+                let _ = tokio::time::timeout(TELL_TIMEOUT, told).await;
+            }
             Ask::Transfer { id } => transfer(store, *id).await?,
+            Ask::Hello | Ask::Gone => {}
         }
         Ok(serde_json::Value::Null)
     }
@@ -226,7 +257,9 @@ impl Peers {
 fn retryable(error: &PeersError) -> bool {
     match error {
         PeersError::Request(error) => !matches!(error, RequestError::Refused { .. }),
-        PeersError::Commit(error) => matches!(error, CommitError::NotLeader { .. }),
+        PeersError::Commit(error) => {
+            matches!(error, CommitError::NotLeader { .. } | CommitError::Unavailable(_))
+        }
     }
 }
 
@@ -241,26 +274,24 @@ pub(crate) async fn answer(peers: &Peers, member: u64, request: Request<Incoming
             return text(StatusCode::BAD_REQUEST, &format!("a question that can't be read: {error}"));
         }
     };
-    // A member speaks for itself only.
-    if let Ask::Join { id, .. } | Ask::Move { id, .. } = ask
-        && id != member
-    {
-        return text(StatusCode::FORBIDDEN, &format!("member {member:016x} asks for member {id:016x}"));
-    }
-    let knows = || {
-        let members = peers.own().ok().and_then(|own| own.store.members().ok());
-        members.is_some_and(|members| members.iter().any(|known| known.id == member))
-    };
-    if !matches!(ask, Ask::Join { .. }) && !knows() {
-        return text(StatusCode::FORBIDDEN, &format!("member {member:016x} does not belong to the cluster"));
-    }
-    // Who joins may ask anybody.
+    let members = peers.own().ok().and_then(|own| own.store.members().ok()).unwrap_or_default();
+    let belongs = members.iter().any(|known| known.id == member);
     let reply = match ask {
-        Ask::Join { .. } => match peers.lead::<serde_json::Value>(ask).await {
+        Ask::Hello => Ok(serde_json::Value::Null),
+        Ask::Gone => {
+            peers.greet(member).await;
+            Ok(serde_json::Value::Null)
+        }
+        // Who joins may ask anybody, who asks the leader.
+        Ask::Join { id, .. } if !belongs && id == member => match peers.lead(ask).await {
             Err(PeersError::Request(error)) => Err(CommitError::Unavailable(error.to_string())),
             Err(PeersError::Commit(error)) => Err(error),
             Ok(done) => Ok(done),
         },
+        Ask::Move { id, .. } if id != member => {
+            refused(format!("member {member:016x} speaks for member {id:016x}"))
+        }
+        _ if !belongs => refused(format!("member {member:016x} does not belong to the cluster")),
         ask => peers.decide(&ask).await,
     };
     Response::new(calls::whole(serde_json::to_vec(&reply).unwrap_or_default()))
@@ -314,8 +345,8 @@ async fn join(store: &Store, id: u64, address: &str) -> Result<(), CommitError> 
     store.add_learner(id, address).await
 }
 
-/// Removes a member. The leader hands over first if it is the one.
-async fn remove(store: &Store, own: u64, id: u64) -> Result<(), CommitError> {
+/// Removes a member, and tells where it was. The leader hands over first if it is the one.
+async fn remove(store: &Store, own: u64, id: u64) -> Result<String, CommitError> {
     let members = store.members()?;
     let Some(member) = members.iter().find(|member| member.id == id) else {
         return refused(format!("there is no member {id:016x}"));
@@ -350,7 +381,10 @@ async fn remove(store: &Store, own: u64, id: u64) -> Result<(), CommitError> {
         return Err(CommitError::NotLeader { leader: Some(successor) });
     }
     store.remove_member(id).await?;
-    record::change(store, id, |record| record.removed = true).await
+    if let Err(error) = record::change(store, id, |record| record.removed = true).await {
+        tracing::warn!(member = format!("{id:016x}"), %error, "a later leader notes that the member was removed");
+    }
+    Ok(member.address.clone())
 }
 
 /// Lets another member lead, and waits until it does.

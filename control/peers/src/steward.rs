@@ -16,13 +16,23 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Runs until it is dropped, or the store ends.
 pub(crate) async fn run(peers: Peers) {
     let Ok(own) = peers.own() else { return };
-    let store = &own.store;
+    tokio::join!(greet(&peers, &own.store), watch(&peers, &own.store));
+}
+
+/// Lets the others say whether this member was removed while it was away.
+async fn greet(peers: &Peers, store: &Store) {
+    let others =
+        store.members().unwrap_or_default().into_iter().filter(|member| Some(member.id) != peers.id());
+    futures_util::future::join_all(others.map(|member| peers.greet(member.id))).await;
+}
+
+async fn watch(peers: &Peers, store: &Store) {
     let mut leadership = store.leadership();
     let mut watch = None;
     loop {
         if watch.is_none() {
             watch = store.watch(MEMBERS_PREFIX, store.revision()).ok();
-            note_removed(&peers, store);
+            note_removed(peers, store);
         }
         let leads = leadership.borrow_and_update().leader;
         let members = store.members().unwrap_or_default();
@@ -41,7 +51,7 @@ pub(crate) async fn run(peers: Peers) {
         tokio::select! {
             biased;
             changed = changed => match changed {
-                Ok(()) => note_removed(&peers, store),
+                Ok(()) => note_removed(peers, store),
                 Err(WatchError::Closed) => return,
                 // It was overtaken, for instance by a snapshot: everything is read anew.
                 Err(_) => watch = None,
@@ -72,7 +82,7 @@ async fn first_caught_up(store: &Store, learners: &[u64]) -> u64 {
 }
 
 /// Takes in which members were removed.
-fn note_removed(peers: &Peers, store: &Store) {
+pub(crate) fn note_removed(peers: &Peers, store: &Store) {
     let records = record::every(store).into_iter();
     let gone: BTreeSet<u64> = records.filter(|(_, record, _)| record.removed).map(|(id, ..)| id).collect();
     if let Some(own) = peers.id().filter(|own| gone.contains(own)) {

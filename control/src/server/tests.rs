@@ -13,6 +13,8 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 
+mod members;
+
 /// The admin's credentials, out of the kubeconfig.
 fn admin(server: &Server) -> Credentials {
     let config: Value = serde_json::from_str(&server.admin_kubeconfig()).unwrap();

@@ -31,6 +31,9 @@ const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most bytes that one sync takes in.
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Bytes of entries that another member is sent at once, but for the last of them, which may exceed it.
+const SENT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 pub(crate) const NAME: &str = "log.redb";
 /// The member that a file belongs to.
@@ -410,6 +413,23 @@ impl RaftLogReader<Types> for LogStore {
         };
         let mut entries = self.shared.runner.lend(read).await??;
         entries.extend(recent);
+        Ok(entries)
+    }
+
+    /// What another member is sent at once: at least one entry, and no more bytes than a message should have.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        let mut entries = self.try_get_log_entries(start..end).await?;
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let room = bytes < SENT_BYTES_MAX;
+            bytes += match &entry.payload {
+                Payload::Normal(command) => command.0.size(),
+                Payload::Blank | Payload::Membership(_) => 0,
+            };
+            room
+        };
+        let sent = entries.iter().take_while(fits).count();
+        entries.truncate(sent);
         Ok(entries)
     }
 

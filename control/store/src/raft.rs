@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Instant as _, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -57,6 +57,8 @@ pub(crate) struct Replica {
     leading: [JoinHandle<()>; 2],
     /// Bytes proposed since the log was last made shorter for their sake.
     logged: AtomicUsize,
+    /// Held by a change of the members.
+    changing: tokio::sync::Mutex<()>,
 }
 
 impl Replica {
@@ -91,7 +93,7 @@ impl Replica {
             tokio::spawn(lead(raft.clone(), leadership.clone())),
             tokio::spawn(yield_lead(raft.clone(), health.faults())),
         ];
-        let replica = Self { raft, leading, logged: AtomicUsize::new(0) };
+        let replica = Self { raft, leading, logged: AtomicUsize::new(0), changing: Default::default() };
         let raft = &replica.raft;
         let known = |state: &openraft::RaftState<Types>| -> Vec<u64> {
             state.membership_state.effective().nodes().map(|(member, _)| *member).collect()
@@ -312,10 +314,14 @@ impl Replica {
         self.members().into_iter().find(|member| member.id == id).ok_or_else(unknown)
     }
 
+    /// Makes one change after the other: raft refuses a second one while a first is under way.
     async fn change<T>(
         &self,
         change: impl Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
     ) -> Result<(), CommitError> {
+        let turn = tokio::time::timeout(WRITE_TIMEOUT, self.changing.lock()).await;
+        let late = |_| CommitError::Unavailable("another change of the members takes too long".into());
+        let _turn = turn.map_err(late)?;
         let changed = tokio::time::timeout(WRITE_TIMEOUT, change).await.map_err(|_| CommitError::Unknown)?;
         changed.map(drop).map_err(refusal)
     }
@@ -374,6 +380,10 @@ fn refusal(error: RaftError<Types, ClientWriteError<Types>>) -> CommitError {
             CommitError::NotLeader { leader: forward.leader_id }
         }
         RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => CommitError::Unknown,
+        // One that an earlier leader began.
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(
+            _,
+        ))) => CommitError::Unavailable("another change of the members is under way".into()),
         RaftError::APIError(error) => CommitError::Membership(error.to_string()),
         RaftError::Fatal(error) => CommitError::Closed(error.to_string()),
     }

@@ -4,10 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use lichen_peers::{Listener, Peers, Serving};
-use lichen_pki::Authority;
+use lichen_pki::{Authority, Rotating};
 use lichen_store::{Config, Draft, HistoryBounds, Key, Precondition, Role, Store, Txn};
 use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// How often a test looks whether something has come to be.
 const LOOK: Duration = Duration::from_millis(20);
@@ -39,6 +45,15 @@ impl Member {
         self.stop().await;
         let (store, peers, serving) = start(authority, self.dir.path(), &self.address, true).await;
         (self.store, self.peers, self.serving) = (store, peers, Some(serving));
+    }
+}
+
+impl Member {
+    /// Starts it again on an empty disk, at its address.
+    pub(crate) async fn wipe(&mut self, authority: &Arc<Authority>) {
+        self.stop().await;
+        self.dir = tempfile::tempdir().unwrap();
+        self.restart(authority).await;
     }
 }
 
@@ -90,10 +105,15 @@ impl Cluster {
         self.members.iter().map(|member| (member.id(), member.address.clone())).collect()
     }
 
-    /// Waits until so many members vote.
+    /// Waits until so many members vote, as the first one sees it.
     pub(crate) async fn voters(&self, count: usize) {
+        self.voters_at(0, count).await;
+    }
+
+    /// The same as another one sees it.
+    pub(crate) async fn voters_at(&self, at: usize, count: usize) {
         until(async || {
-            let members = self.members[0].store.members().unwrap();
+            let members = self.members[at].store.members().unwrap();
             members.iter().filter(|member| member.role != Role::Learner).count() == count
         })
         .await;
@@ -127,6 +147,49 @@ impl Cluster {
     }
 }
 
+/// Sends a request for `/` as a member that speaks some version, and tells what comes back.
+pub(crate) async fn raw(
+    authority: &Arc<Authority>,
+    from: u64,
+    to: u64,
+    address: &str,
+    version: &str,
+) -> (u16, Option<String>, String) {
+    let certificate = Rotating::member(authority.clone(), from).unwrap();
+    let tls = TlsConnector::from(Arc::new(certificate.mutual_client_config(&[b"h2"]).unwrap()));
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = lichen_pki::member_name(to).try_into().unwrap();
+    let stream = tls.connect(name, stream).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::get("https://members.lichen/").header("lichen-protocol", version);
+    let reply = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+    let refusal = reply.headers().get("lichen-refusal").map(|kind| kind.to_str().unwrap().to_owned());
+    let code = reply.status().as_u16();
+    let text = reply.into_body().collect().await.unwrap().to_bytes();
+    connection.abort();
+    (code, refusal, String::from_utf8(text.to_vec()).unwrap())
+}
+
+/// Listens as a member that answers one connection in some version; tells where.
+pub(crate) async fn answers(authority: &Arc<Authority>, id: u64, version: &'static str) -> String {
+    let certificate = Rotating::member(authority.clone(), id).unwrap();
+    let tls = TlsAcceptor::from(Arc::new(certificate.mutual_server_config(&[b"h2"]).unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let stream = tls.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let service = hyper::service::service_fn(move |_| async move {
+            let reply = Response::builder().header("lichen-protocol", version);
+            reply.body(Empty::<Bytes>::new())
+        });
+        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        builder.serve_connection(TokioIo::new(stream), service).await.ok();
+    });
+    address
+}
+
 async fn start(
     authority: &Arc<Authority>,
     dir: &Path,
@@ -142,7 +205,7 @@ async fn start(
 }
 
 /// An address that was free a moment ago. Its member keeps it through restarts.
-fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
