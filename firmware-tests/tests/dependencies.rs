@@ -32,7 +32,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("lichen-control", 5),
     ("lichen", 6),
     ("lichen-firmware-tests", 7),
-    ("lichen-simulation", 7),
+    ("lichen-simulation", 8),
 ];
 
 /// Dependencies that may be named by these crates alone.

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::Notify;
 
+#[cfg(feature = "simulation")]
+use crate::simulation::plant;
 use crate::state::State;
 use crate::{Change, Revision, View};
 
@@ -128,6 +130,11 @@ impl Hub {
         let (revision, floor) = (new.revision(), new.history().floor());
         *state = new;
         for group in self.groups().by_prefix.values_mut() {
+            #[cfg(feature = "simulation")]
+            if plant::is(&plant::WATCH_GAP) {
+                group.wake(revision);
+                continue;
+            }
             group.dropped = floor;
             group.wake(revision);
         }

@@ -36,6 +36,8 @@ mod peers;
 mod raft;
 mod record;
 mod runner;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod snapshot;
 mod state;
 mod storage;

@@ -23,6 +23,8 @@ use crate::codec::Reader;
 use crate::disk::{Disk, DiskError, ReadError, read_meta, write_meta};
 use crate::health::{Health, Part};
 use crate::runner::Runner;
+#[cfg(feature = "simulation")]
+use crate::simulation::plant;
 use crate::types::{Entry, LogId, Payload, Types, Vote, decode_entry, encode_entry, put_log_id, read_log_id};
 use crate::volume::Volume;
 
@@ -451,6 +453,11 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        #[cfg(feature = "simulation")]
+        if plant::is(&plant::VOTE) {
+            self.shared.tail().vote = Some(*vote);
+            return Ok(());
+        }
         self.acked(|ack| Write::Vote(*vote, ack)).await?;
         self.shared.tail().vote = Some(*vote);
         Ok(())
@@ -472,6 +479,13 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        #[cfg(feature = "simulation")]
+        let callback = if plant::is(&plant::UNSYNCED) {
+            callback.io_completed(Ok(()));
+            IOFlushed::noop()
+        } else {
+            callback
+        };
         let mut bytes = 0;
         let mut tail = self.shared.tail();
         for entry in &entries {

@@ -1,7 +1,8 @@
 //! A member: raft with its files, whoever leads. It proposes by itself or through the leader, reads after the leader, and
 //! answers the others.
 
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,8 @@ use crate::messages::{Envelope, Request, encode_reply};
 use crate::peers::{Incoming, Peers};
 use crate::raft::Replica;
 use crate::runner::Owner;
+#[cfg(feature = "simulation")]
+use crate::simulation::plant;
 use crate::snapshot::Snapshot;
 use crate::storage::Counters;
 use crate::{CommitError, Committed, Leadership, Txn};
@@ -24,6 +27,8 @@ use crate::{CommitError, Committed, Leadership, Txn};
 const PROPOSALS_KIB_MAX: usize = 64 * 1024;
 /// Bytes that may wait for a state file that can't be written before nothing more is committed.
 const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How many forwarded proposals are known: more than can be sent while one of them is on its way.
+const FORWARDED_MAX: usize = 64 * 1024;
 /// How long a request may look for a leader, and wait for what it says. Longer than two elections.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a request waits before it looks again who leads, when nothing tells that this has changed.
@@ -63,6 +68,38 @@ pub(crate) struct Member {
     leadership: watch::Receiver<Leadership>,
     peers: Peers,
     incoming: tokio::sync::Mutex<Option<Incoming>>,
+    forwarded: Mutex<Forwarded>,
+}
+
+/// The proposals that others forwarded, by number, in the term that they belong to.
+#[derive(Debug, Default)]
+struct Forwarded {
+    term: u64,
+    known: BTreeSet<u64>,
+    /// The same, oldest first.
+    order: VecDeque<u64>,
+}
+
+impl Forwarded {
+    fn is_fresh(&mut self, term: u64, number: u64) -> bool {
+        #[cfg(feature = "simulation")]
+        if plant::is(&plant::REPEAT) {
+            return true;
+        }
+        if self.term != term {
+            *self = Self { term, ..Self::default() };
+        }
+        if !self.known.insert(number) {
+            return false;
+        }
+        self.order.push_back(number);
+        if self.order.len() > FORWARDED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
 }
 
 /// What ends with the store.
@@ -100,6 +137,7 @@ impl Member {
             leadership,
             peers,
             incoming: tokio::sync::Mutex::default(),
+            forwarded: Mutex::default(),
         }
     }
 
@@ -126,9 +164,10 @@ impl Member {
         let until = Instant::now() + LEADER_TIMEOUT;
         loop {
             let outcome = match self.replica.leader() {
-                Some((id, _)) if id == self.log.member_id() => self.propose(txn.clone()).await,
-                Some((id, address)) => {
-                    let request = Request::Commit(txn.clone());
+                Some((id, ..)) if id == self.log.member_id() => self.propose(txn.clone()).await,
+                Some((id, address, term)) => {
+                    let number = uuid::Uuid::new_v4().as_u64_pair().0;
+                    let request = Request::Commit { term, number, txn: txn.clone() };
                     // Whoever was asked and does not answer may have done it.
                     let asked = self.peers.ask(id, &address, request, LEADER_TIMEOUT).await;
                     asked.unwrap_or(Err(CommitError::Unknown))
@@ -158,7 +197,7 @@ impl Member {
         let until = Instant::now() + LEADER_TIMEOUT;
         loop {
             let index = match self.replica.leader() {
-                Some((id, address)) if id != self.log.member_id() => {
+                Some((id, address, _)) if id != self.log.member_id() => {
                     let asked = self.peers.ask(id, &address, Request::ReadIndex, LEADER_TIMEOUT).await;
                     asked.unwrap_or_else(|error| Err(CommitError::Unavailable(error.to_string())))
                 }
@@ -207,6 +246,21 @@ impl Member {
         }
     }
 
+    /// Proposes what another member forwarded, unless that has arrived before: a network may repeat it. One that was
+    /// meant for an earlier term is refused, so that only those of this term need to be known; every start is one.
+    async fn propose_once(
+        &self,
+        term: u64,
+        number: u64,
+        txn: Arc<Txn>,
+    ) -> Result<(Committed, u64), CommitError> {
+        if term != self.replica.term() {
+            return Err(CommitError::NotLeader { leader: None });
+        }
+        let fresh = self.forwarded.lock().unwrap_or_else(PoisonError::into_inner).is_fresh(term, number);
+        if fresh { self.propose(txn).await } else { Err(CommitError::Unknown) }
+    }
+
     /// Answers another member.
     pub(crate) async fn serve(&self, asks: u64, request: &[u8]) -> Bytes {
         let refused = |why: String| encode_reply::<()>(&Err(CommitError::Unavailable(why)));
@@ -229,15 +283,17 @@ impl Member {
             Request::Transfer(rpc) => {
                 encode_reply(&raft.handle_transfer_leader(rpc).await.map_err(unavailable))
             }
-            Request::Commit(_) | Request::ReadIndex if !self.replica.is_member(from) => {
+            Request::Commit { .. } | Request::ReadIndex if !self.replica.is_member(from) => {
                 refused(format!("member {from:016x} does not belong to the cluster"))
             }
-            Request::Commit(txn) => encode_reply(&self.propose(txn).await),
+            Request::Commit { term, number, txn } => {
+                encode_reply(&self.propose_once(term, number, txn).await)
+            }
             Request::ReadIndex => encode_reply(&self.replica.read_index().await),
             Request::Piece { transfer, number, bytes } => {
                 let mut incoming = self.incoming.lock().await;
                 if number == 0 && incoming.as_ref().is_none_or(|incoming| incoming.transfer() != transfer) {
-                    *incoming = Some(Incoming::new(transfer));
+                    *incoming = Some(self.peers.incoming(transfer));
                 }
                 match incoming.as_mut().filter(|incoming| incoming.transfer() == transfer) {
                     Some(incoming) => encode_reply(&incoming.take(number, bytes).await.map_err(unavailable)),

@@ -33,8 +33,14 @@ pub(crate) enum Request {
     Vote(VoteRequest<Types>),
     PreVote(VoteRequest<Types>),
     Transfer(TransferLeaderRequest<Types>),
-    /// To propose a transaction.
-    Commit(Arc<Txn>),
+    /// To propose a transaction, once, however often this arrives.
+    Commit {
+        /// The term under which the member is believed to lead.
+        term: u64,
+        /// Which proposal of that term it is.
+        number: u64,
+        txn: Arc<Txn>,
+    },
     /// For the entry that a read has to wait for.
     ReadIndex,
     /// To take in the next part of a snapshot.
@@ -82,8 +88,10 @@ impl Envelope {
             Request::Vote(rpc) => small(VOTE, serde_json::to_vec(rpc)?),
             Request::PreVote(rpc) => small(PRE_VOTE, serde_json::to_vec(rpc)?),
             Request::Transfer(rpc) => small(TRANSFER, serde_json::to_vec(rpc)?),
-            Request::Commit(txn) => {
+            Request::Commit { term, number, txn } => {
                 out.push(COMMIT);
+                put_u64(&mut out, *term);
+                put_u64(&mut out, *number);
                 txn.encode(&mut out);
             }
             Request::ReadIndex => out.push(READ_INDEX),
@@ -122,8 +130,9 @@ impl Envelope {
             PRE_VOTE => Request::PreVote(json(reader.bytes()?)?),
             TRANSFER => Request::Transfer(json(reader.bytes()?)?),
             COMMIT => {
+                let (term, number) = (reader.u64()?, reader.u64()?);
                 let rest = reader.take(body.len() - reader.at())?;
-                Request::Commit(Arc::new(Txn::decode(rest)?))
+                Request::Commit { term, number, txn: Arc::new(Txn::decode(rest)?) }
             }
             READ_INDEX => Request::ReadIndex,
             PIECE => {

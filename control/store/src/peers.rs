@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::CommitError;
 use crate::messages::{Envelope, Request, decode_reply};
+use crate::runner::Runner;
 use crate::snapshot::{Snapshot, SnapshotData};
 use crate::types::{SnapshotMeta, Types, Vote};
 
@@ -45,11 +46,17 @@ pub(crate) struct Peers {
     own: u64,
     /// `None` for a member that knows no other.
     network: Option<Arc<dyn Network>>,
+    runner: Runner,
 }
 
 impl Peers {
-    pub(crate) fn new(own: u64, network: Option<Arc<dyn Network>>) -> Self {
-        Self { own, network }
+    pub(crate) fn new(own: u64, network: Option<Arc<dyn Network>>, runner: Runner) -> Self {
+        Self { own, network, runner }
+    }
+
+    /// A snapshot that begins to arrive.
+    pub(crate) fn incoming(&self, transfer: u64) -> Incoming {
+        Incoming::new(transfer, &self.runner)
     }
 
     /// Asks a member. The outer error means that it is not known whether it heard of it.
@@ -98,21 +105,27 @@ impl Peer {
         meta: SnapshotMeta,
         data: SnapshotData,
     ) -> Result<SnapshotResponse<Types>, Unreachable<Types>> {
-        let (queue, mut pieces) = mpsc::channel(PIECES_AHEAD);
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut out = io::BufWriter::with_capacity(PIECE_BYTES, PieceWriter(queue));
+        let runner = self.peers.runner.clone();
+        let (queue, mut pieces) = mpsc::channel(runner.ahead(PIECES_AHEAD));
+        let writer = PieceWriter { queue, runner: runner.clone() };
+        let reading = runner.lend(async move {
+            let mut out = io::BufWriter::with_capacity(PIECE_BYTES, writer);
             data.write_to(&mut out)?;
             out.flush()
         });
         let (transfer, _) = uuid::Uuid::new_v4().as_u64_pair();
-        let mut number = 0;
-        while let Some(bytes) = pieces.recv().await {
-            let () = self.ask(Request::Piece { transfer, number, bytes }, PIECE_TIMEOUT).await?;
-            number += 1;
-        }
-        let read = reading.await.map_err(|error| Unreachable::new(&error))?;
-        read.map_err(|error| Unreachable::new(&error))?;
-        self.ask(Request::Install { transfer, pieces: number, vote, meta }, PIECE_TIMEOUT).await
+        let sending = async {
+            let mut number = 0;
+            while let Some(bytes) = pieces.recv().await {
+                let () = self.ask(Request::Piece { transfer, number, bytes }, PIECE_TIMEOUT).await?;
+                number += 1;
+            }
+            Ok(number)
+        };
+        let failed = |error: io::Error| Unreachable::new(&error);
+        let reading = async { reading.await.flatten().map_err(failed) };
+        let ((), pieces) = tokio::try_join!(reading, sending)?;
+        self.ask(Request::Install { transfer, pieces, vote, meta }, PIECE_TIMEOUT).await
     }
 }
 
@@ -151,6 +164,7 @@ impl RaftNetworkV2<Types> for Peer {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         tokio::select! {
+            biased;
             sent = self.send_snapshot(vote, snapshot.meta, snapshot.snapshot) => Ok(sent?),
             closed = cancel => Err(closed.into()),
         }
@@ -166,14 +180,19 @@ impl RaftNetworkV2<Types> for Peer {
 }
 
 /// Hands each piece to the network.
-struct PieceWriter(mpsc::Sender<Bytes>);
+struct PieceWriter {
+    queue: mpsc::Sender<Bytes>,
+    runner: Runner,
+}
 
 impl Write for PieceWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let sent = &bytes[..bytes.len().min(PIECE_BYTES)];
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.0.blocking_send(Bytes::copy_from_slice(sent)).map_err(gone)?;
-        Ok(sent.len())
+        let handed = self.runner.wait(self.queue.send(Bytes::copy_from_slice(sent)));
+        match handed {
+            Some(Ok(())) => Ok(sent.len()),
+            Some(Err(_)) | None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -186,14 +205,14 @@ pub(crate) struct Incoming {
     transfer: u64,
     pieces: u64,
     queue: mpsc::Sender<Bytes>,
-    reading: tokio::task::JoinHandle<io::Result<SnapshotData>>,
+    reading: BoxFuture<'static, io::Result<io::Result<SnapshotData>>>,
 }
 
 impl Incoming {
-    pub(crate) fn new(transfer: u64) -> Self {
-        let (queue, pieces) = mpsc::channel(PIECES_AHEAD);
-        let mut input = PieceReader { pieces, rest: Bytes::new() };
-        let reading = tokio::task::spawn_blocking(move || SnapshotData::read_from(&mut input));
+    fn new(transfer: u64, runner: &Runner) -> Self {
+        let (queue, pieces) = mpsc::channel(runner.ahead(PIECES_AHEAD));
+        let mut input = PieceReader { pieces, runner: runner.clone(), rest: Bytes::new() };
+        let reading = runner.lend(async move { SnapshotData::read_from(&mut input) });
         Self { transfer, pieces: 0, queue, reading }
     }
 
@@ -216,20 +235,21 @@ impl Incoming {
     /// What the pieces make together.
     pub(crate) async fn finish(self, pieces: u64) -> io::Result<SnapshotData> {
         drop(self.queue);
-        let data = self.reading.await.map_err(io::Error::other)??;
+        let data = self.reading.await??;
         if pieces == self.pieces { Ok(data) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 }
 
 struct PieceReader {
     pieces: mpsc::Receiver<Bytes>,
+    runner: Runner,
     rest: Bytes,
 }
 
 impl Read for PieceReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if self.rest.is_empty() {
-            self.rest = self.pieces.blocking_recv().unwrap_or_default();
+            self.rest = self.runner.wait(self.pieces.recv()).flatten().unwrap_or_default();
         }
         let size = self.rest.len().min(out.len());
         self.rest.copy_to_slice(&mut out[..size]);

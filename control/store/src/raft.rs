@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
+use openraft::type_config::TypeConfigExt as _;
 use openraft::{BasicNode, ChangeMembers, Instant as _, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,17 +19,13 @@ use crate::health::{Faults, Health};
 use crate::log::LogStore;
 use crate::machine::Machine;
 use crate::peers::Peers;
+#[cfg(feature = "simulation")]
+use crate::simulation::plant;
 use crate::types::{Command, Reply, Types};
 use crate::{CommitError, Committed, Leadership, MemberStatus, Role, Term, Txn};
 
-/// Log entries after which the state is brought to rest and the log before it may go.
-const SNAPSHOT_ENTRIES: u64 = 10_000;
-/// Log entries that are kept all the same, so that a member that was away for a moment needs no snapshot.
-const KEPT_ENTRIES: u64 = 1_000;
-/// The same as `SNAPSHOT_ENTRIES`, in bytes: large objects must not fill the disk with history.
+/// Bytes of log after which the state is brought to rest, as well: large objects must not fill the disk with history.
 const SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
-/// Beyond this a member that lags is sent a snapshot. Must exceed `SNAPSHOT_ENTRIES`.
-const LAG_ENTRIES: u64 = 12_000;
 const HEARTBEAT_MS: u64 = 200;
 const ELECTION_MS_MIN: u64 = 900;
 const ELECTION_MS_MAX: u64 = 1_800;
@@ -42,6 +39,30 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const YIELD_INTERVAL: Duration = Duration::from_millis(500);
 /// Log entries that a member may lack and become a voter all the same: it has them in a moment.
 const PROMOTE_LAG_MAX: u64 = 1_000;
+
+/// How long the log may be.
+#[derive(Clone, Copy, Debug)]
+pub struct LogBounds {
+    /// Entries after which the state is brought to rest and the log before it may go.
+    pub snapshot_entries: u64,
+    /// Entries that are kept all the same, so that a member that was away for a moment needs no snapshot.
+    pub kept_entries: u64,
+    /// Beyond this a member that lags is sent a snapshot. Must exceed `snapshot_entries`.
+    pub lag_entries: u64,
+}
+
+impl LogBounds {
+    const DEFAULT: Self = Self { snapshot_entries: 10_000, kept_entries: 1_000, lag_entries: 12_000 };
+
+    /// In a simulation a log is short, so that what happens at its end happens often.
+    fn now() -> Self {
+        #[cfg(feature = "simulation")]
+        if let Some(process) = crate::simulation::Process::current() {
+            return process.log_bounds();
+        }
+        Self::DEFAULT
+    }
+}
 
 /// Whom a store that is new begins with.
 pub(crate) enum Origin {
@@ -72,14 +93,15 @@ impl Replica {
         health: &Health,
         leadership: watch::Sender<Leadership>,
     ) -> Result<Self, String> {
+        let LogBounds { snapshot_entries, kept_entries, lag_entries } = LogBounds::now();
         let config = openraft::Config {
             cluster_name: "lichen".into(),
             heartbeat_interval: HEARTBEAT_MS,
             election_timeout_min: ELECTION_MS_MIN,
             election_timeout_max: ELECTION_MS_MAX,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
-            max_in_snapshot_log_to_keep: KEPT_ENTRIES,
-            replication_lag_threshold: LAG_ENTRIES,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_entries),
+            max_in_snapshot_log_to_keep: kept_entries,
+            replication_lag_threshold: lag_entries,
             enable_pre_vote: Some(true),
             // Every start is a term of its own: what was fenced by an earlier one is refused.
             enable_leader_restore: Some(false),
@@ -90,8 +112,8 @@ impl Replica {
         let config = Arc::new(config.validate().map_err(|error| error.to_string())?);
         let raft = Raft::new(id, config, peers, log, machine).await.map_err(|error| error.to_string())?;
         let leading = [
-            tokio::spawn(lead(raft.clone(), leadership.clone())),
-            tokio::spawn(yield_lead(raft.clone(), health.faults())),
+            Types::spawn(lead(raft.clone(), leadership.clone())),
+            Types::spawn(yield_lead(raft.clone(), health.faults())),
         ];
         let replica = Self { raft, leading, logged: AtomicUsize::new(0), changing: Default::default() };
         let raft = &replica.raft;
@@ -151,13 +173,18 @@ impl Replica {
         }
     }
 
-    /// The member that leads, as far as this one knows, and its address.
-    pub(crate) fn leader(&self) -> Option<(u64, String)> {
+    /// The member that leads, as far as this one knows, its address, and its term.
+    pub(crate) fn leader(&self) -> Option<(u64, String, u64)> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let leader = metrics.current_leader?;
         let node = metrics.membership_config.membership().get_node(&leader)?;
-        Some((leader, node.addr.clone()))
+        Some((leader, node.addr.clone(), metrics.vote.leader_id.term))
+    }
+
+    /// The term in which this member is.
+    pub(crate) fn term(&self) -> u64 {
+        self.raft.server_metrics().borrow_watched().vote.leader_id.term
     }
 
     pub(crate) fn has_peers(&self) -> bool {
@@ -424,6 +451,10 @@ async fn applied(raft: &Raft<Types, Machine>, index: u64, timeout: Duration) -> 
 
 /// Waits until this member, which leads, has applied all that was acknowledged before.
 async fn barrier(raft: &Raft<Types, Machine>) -> Result<(), CommitError> {
+    #[cfg(feature = "simulation")]
+    if plant::is(&plant::STALE_READ) && raft.is_leader() {
+        return Ok(());
+    }
     confirmed(raft, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await.map(drop)
 }
 

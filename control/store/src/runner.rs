@@ -5,9 +5,14 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use openraft::type_config::TypeConfigExt as _;
 use tokio::runtime::{self, Handle};
+use tokio::sync::Semaphore;
 use tokio::task;
 
+use crate::types::Types;
 use crate::volume::Volume;
 
 /// Runs what touches files.
@@ -40,21 +45,39 @@ impl Runner {
                 let thread = thread::Builder::new().name(name.into());
                 Ok(Owner::Thread(thread.spawn(move || own.block_on(run))?))
             }
-            Self::Tasks(_) => Ok(Owner::Task(tokio::spawn(run))),
+            Self::Tasks(_) => Ok(Owner::Task(Types::spawn(run))),
         }
     }
 
-    /// Runs work that has no owner, where it may block.
-    pub(crate) async fn lend<T: Send + 'static>(
+    /// Runs work that has no owner, where it may block. On a thread it begins at once, in a task when it is waited for.
+    pub(crate) fn lend<T: Send + 'static>(
         &self,
         run: impl Future<Output = T> + Send + 'static,
-    ) -> io::Result<T> {
+    ) -> BoxFuture<'static, io::Result<T>> {
         match self {
             Self::Threads => {
                 let here = Handle::current();
-                task::spawn_blocking(move || here.block_on(run)).await.map_err(io::Error::other)
+                let thread = task::spawn_blocking(move || here.block_on(run));
+                thread.map(|ended| ended.map_err(io::Error::other)).boxed()
             }
-            Self::Tasks(_) => Ok(run.await),
+            Self::Tasks(_) => run.map(Ok).boxed(),
+        }
+    }
+
+    /// How much may be handed to or from what was lent before that has to wait.
+    pub(crate) fn ahead(&self, threads: usize) -> usize {
+        match self {
+            Self::Threads => threads,
+            // In a task nobody can wait within what blocks.
+            Self::Tasks(_) => Semaphore::MAX_PERMITS,
+        }
+    }
+
+    /// Waits, within what was lent, for what is handed to it or from it.
+    pub(crate) fn wait<T>(&self, handed: impl Future<Output = T>) -> Option<T> {
+        match self {
+            Self::Threads => Some(Handle::current().block_on(handed)),
+            Self::Tasks(_) => handed.now_or_never(),
         }
     }
 

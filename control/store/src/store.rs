@@ -182,7 +182,7 @@ impl Store {
             Some(Peering { joins: true, network, .. }) => (Origin::Joins, Some(network)),
             Some(Peering { address, network, .. }) => (Origin::Alone(address), Some(network)),
         };
-        let peers = Peers::new(id, network);
+        let peers = Peers::new(id, network, runner.clone());
         let mut faults = health.faults();
         let replica = tokio::select! {
             biased;

@@ -12,6 +12,13 @@ use crate::apply::Rejection;
 use crate::codec::{self, DecodeError, Reader, put_u64};
 use crate::{Revision, Txn};
 
+/// What raft and the store's tasks run on.
+#[cfg(not(feature = "simulation"))]
+pub(crate) use openraft_rt_tokio::TokioRuntime as Runtime;
+
+#[cfg(feature = "simulation")]
+pub(crate) use crate::simulation::Runtime;
+
 openraft::declare_raft_types!(
     /// Raft, as the store uses it.
     pub(crate) Types:
@@ -20,6 +27,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = BasicNode,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = Runtime,
 );
 
 pub(crate) type CommittedLeaderId = openraft::vote::leader_id_std::CommittedLeaderId<u64>;

@@ -22,10 +22,12 @@ mod node;
 mod plants;
 mod server;
 mod settled;
+pub mod store;
 mod trace;
 mod world;
 
-use std::sync::Arc;
+use std::cell::Cell;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use lichen_artifacts::{Artifacts, CompileCommand};
@@ -33,7 +35,7 @@ use lichen_pki::{Authority, Request};
 use tempfile::TempDir;
 
 pub use broker_loss::{BrokerLoss, Cut, broker_loss};
-pub use plants::{PLANTS, Plant, Planted};
+pub use plants::{PLANTS, Plant, Planted, STORE_PLANTS};
 pub use trace::{Invariant, Violation};
 pub use world::{Report, run};
 
@@ -61,6 +63,22 @@ impl Assets {
         let csr = Request::new()?.csr_der;
         Ok(Arc::new(Self { authority, artifacts, csr, dir }))
     }
+}
+
+/// A task that panics is lost silently otherwise. Tells whether one has, on this thread, since it was last asked.
+fn watch_for_panics() -> impl Fn() -> bool {
+    thread_local! {
+        static PANICKED: Cell<bool> = const { Cell::new(false) };
+    }
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICKED.set(true);
+            before(info);
+        }));
+    });
+    || PANICKED.take()
 }
 
 /// How large a simulation is.

@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lichen_firmware_tests::history::Fault;
+use lichen_store::simulation::plant;
+
 use crate::Invariant;
 
 /// A bug that can be planted: in the code that ships, behind a feature that only the simulation asks for.
@@ -29,6 +32,16 @@ pub const PLANTS: &[Plant] = &[
         switch: &lichen_gateway::plant::REPORTS_OVERTAKE,
         breaks: Invariant::Status,
     },
+];
+
+/// Those of the store, which its own simulation finds.
+pub const STORE_PLANTS: &[Plant] = &[
+    Plant { name: "unsynced", switch: &plant::UNSYNCED, breaks: Invariant::History(Fault::Lost) },
+    Plant { name: "vote", switch: &plant::VOTE, breaks: Invariant::Election },
+    Plant { name: "stale-read", switch: &plant::STALE_READ, breaks: Invariant::History(Fault::Stale) },
+    Plant { name: "watch-gap", switch: &plant::WATCH_GAP, breaks: Invariant::History(Fault::Gap) },
+    Plant { name: "ahead", switch: &plant::AHEAD, breaks: Invariant::Agreement },
+    Plant { name: "repeat", switch: &plant::REPEAT, breaks: Invariant::History(Fault::Repeated) },
 ];
 
 impl Plant {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use lichen_firmware_tests::history::Fault;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -33,6 +34,18 @@ pub enum Invariant {
     Convergence,
     /// A cluster at rest is not written to.
     Quiet,
+    /// What clients and watches of the store saw could have been seen of one that does one thing at a time.
+    History(Fault),
+    /// What was fenced by a term is not written under a later one.
+    Fence,
+    /// A term has one leader.
+    Election,
+    /// Members that have the same revision have the same.
+    Agreement,
+    /// A member starts from whatever a crash left it.
+    Open,
+    /// Once everything is healed, every member takes writes.
+    Recovery,
     /// Nothing panics.
     Panic,
 }
@@ -49,6 +62,12 @@ impl fmt::Display for Invariant {
             Self::Status => "no status is overwritten by an older one",
             Self::Convergence => "after healing, what is becomes what is wanted",
             Self::Quiet => "a cluster at rest is not written to",
+            Self::History(fault) => return write!(f, "what clients saw is one store's doing, but {fault:?}"),
+            Self::Fence => "what was fenced by a term is not written under a later one",
+            Self::Election => "a term has one leader",
+            Self::Agreement => "members at one revision agree",
+            Self::Open => "a member starts after whatever crash",
+            Self::Recovery => "after healing, every member takes writes",
             Self::Panic => "nothing panics",
         })
     }

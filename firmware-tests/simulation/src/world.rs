@@ -1,7 +1,6 @@
 //! A whole cluster: built from a seed, troubled, healed and judged.
 
-use std::cell::Cell;
-use std::sync::{Arc, Once, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use lichen_agent::Machine;
@@ -69,7 +68,7 @@ pub(crate) fn simulate<T>(
     print: bool,
     play: impl AsyncFnOnce(&mut World) -> T,
 ) -> (Report, Option<T>) {
-    watch_for_panics();
+    let panicked = crate::watch_for_panics();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     // It opens nothing but memory.
     let runtime = runtime.unwrap_or_else(|error| panic!("no runtime can be made: {error}"));
@@ -81,7 +80,7 @@ pub(crate) fn simulate<T>(
             () = trace.violated() => None,
             played = play(&mut world) => Some(played),
         };
-        if PANICKED.take() {
+        if panicked() {
             trace.violate(Invariant::Panic, "a task panicked");
         }
         let report = Report {
@@ -96,22 +95,6 @@ pub(crate) fn simulate<T>(
     });
     drop(runtime);
     answer
-}
-
-thread_local! {
-    static PANICKED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// A task that panics is lost silently otherwise.
-fn watch_for_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            PANICKED.set(true);
-            before(info);
-        }));
-    });
 }
 
 pub(crate) struct World {
