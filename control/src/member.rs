@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use lichen_peers::{Listener, MemberRecord, PORT, Peers, PeersError, Serving};
 use lichen_pki::{Authority, PkiError};
-use lichen_store::Store;
+use lichen_store::{CommitError, Store};
 use lichen_wire::join::Token;
 use serde::{Deserialize, Serialize};
 
@@ -148,6 +148,10 @@ impl Member {
                 peers.announce(&record).await
             };
             while let Err(error) = told().await {
+                if let PeersError::Commit(CommitError::Membership(why)) = error {
+                    tracing::error!(address, why, "the cluster does not take this member's address");
+                    return;
+                }
                 tracing::debug!(%error, "the cluster does not know yet where this member is");
                 tokio::time::sleep(RETRY).await;
             }

@@ -81,8 +81,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // What openraft does by itself matters to few; whoever wants it names it.
-    let filter = EnvFilter::try_new(format!("openraft=warn,{}", cli.log));
+    // What openraft does by itself matters to few, and that it heard late answers of a removed member to nobody; whoever
+    // wants it names it.
+    let filter = EnvFilter::try_new(format!("openraft=warn,openraft::proposer=error,{}", cli.log));
     let filter = match filter {
         Ok(filter) => filter,
         Err(error) => {

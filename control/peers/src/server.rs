@@ -26,6 +26,8 @@ use crate::{Body, PROTOCOL, Peers, StartError, calls, membership};
 const CONNECTIONS_MAX: usize = 64;
 /// Requests at once on one connection.
 const STREAMS_MAX: u32 = 1024;
+/// Requests that a peer gave up before they were taken in: all of those that waited while this member stood still.
+const RESETS_MAX: usize = 1024;
 /// Bytes that a request may be ahead of whoever reads it, and all requests of a connection together.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
@@ -114,6 +116,7 @@ async fn serve(stream: TcpStream, from: SocketAddr, acceptor: TlsAcceptor, peers
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESETS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX);

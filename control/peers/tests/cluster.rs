@@ -139,6 +139,25 @@ async fn absurd_changes_are_refused_and_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_changed_while_a_majority_is_down() {
+    let mut cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let down = [(leader + 1) % 3, (leader + 2) % 3];
+    for at in down {
+        cluster.members[at].stop().await;
+    }
+    let left = &cluster.members[leader];
+    let before = left.store.members().unwrap();
+    let error = left.peers.remove(cluster.members[down[0]].id()).await.unwrap_err().to_string();
+    assert!(error.contains("no member leads") || error.contains("do not confirm who leads"), "{error}");
+    let addresses = |members: Vec<lichen_store::MemberStatus>| {
+        members.into_iter().map(|member| (member.id, member.address)).collect::<Vec<_>>()
+    };
+    assert_eq!(addresses(left.store.members().unwrap()), addresses(before));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_member_is_told_and_never_comes_back_but_its_machine_may() {
     let mut cluster = Cluster::of(3).await;
     let authority = cluster.authority.clone();

@@ -16,6 +16,7 @@ use openraft::raft::{
 use openraft::{BasicNode, OptionalSend};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::CommitError;
 use crate::messages::{Envelope, Request, decode_reply};
@@ -29,6 +30,11 @@ const PIECE_BYTES: usize = 256 * 1024;
 const PIECES_AHEAD: usize = 4;
 /// How long a member may take for a piece of a snapshot, and to install it.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a member may be out of reach in the midst of a snapshot before it is sent from its beginning.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
+/// The pause before a member is asked again that was not reached.
+const RESUME_PAUSE: Duration = Duration::from_millis(200);
 
 /// Carries requests to other members.
 ///
@@ -117,7 +123,8 @@ impl Peer {
         let sending = async {
             let mut number = 0;
             while let Some(bytes) = pieces.recv().await {
-                let () = self.ask(Request::Piece { transfer, number, bytes }, PIECE_TIMEOUT).await?;
+                let piece = || Request::Piece { transfer, number, bytes: bytes.clone() };
+                let () = self.insist(piece).await?;
                 number += 1;
             }
             Ok(number)
@@ -125,7 +132,22 @@ impl Peer {
         let failed = |error: io::Error| Unreachable::new(&error);
         let reading = async { reading.await.flatten().map_err(failed) };
         let ((), pieces) = tokio::try_join!(reading, sending)?;
-        self.ask(Request::Install { transfer, pieces, vote, meta }, PIECE_TIMEOUT).await
+        self.insist(|| Request::Install { transfer, pieces, vote, meta: meta.clone() }).await
+    }
+
+    /// Asks until the member answers, so that a snapshot goes on where a connection broke; not for ever.
+    async fn insist<T: DeserializeOwned>(
+        &self,
+        request: impl Fn() -> Request,
+    ) -> Result<T, Unreachable<Types>> {
+        let until = Instant::now() + RESUME_TIMEOUT;
+        loop {
+            match self.peers.ask(self.id, &self.address, request(), PIECE_TIMEOUT).await {
+                Ok(reply) => return reply.map_err(|error| Unreachable::new(&error)),
+                Err(_) if Instant::now() < until => tokio::time::sleep(RESUME_PAUSE).await,
+                Err(error) => return Err(Unreachable::new(&error)),
+            }
+        }
     }
 }
 

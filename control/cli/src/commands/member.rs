@@ -70,9 +70,20 @@ pub(crate) async fn run(client: &Client, command: &Member) -> Result<()> {
         }
         Member::Add { ttl } => {
             // A server that none can join says so before a token is made.
-            client.get(MEMBERS_PATH, None).await?;
+            let list = client.get(MEMBERS_PATH, None).await?;
+            let url = reachable(&list["items"]);
+            let url = match url {
+                Some(url) => url,
+                None => {
+                    eprintln!(
+                        "Warning: every member serves the API on this machine only; start one with --api-addr \
+                         0.0.0.0:6443 before a server on another machine joins"
+                    );
+                    client.server()
+                }
+            };
             let token = token::create(client, *ttl, Purpose::Member).await?;
-            println!("lichen server --join {} --token {token}", client.server());
+            println!("lichen server --join {url} --token {token}");
         }
         Member::Remove { id } => {
             client.delete(&path(id, None)).await?;
@@ -88,6 +99,18 @@ pub(crate) async fn run(client: &Client, command: &Member) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The URL of a member that serves other machines, the leader's before others.
+fn reachable(members: &Value) -> Option<&str> {
+    let mut members: Vec<&Value> = members.as_array()?.iter().collect();
+    members.sort_by_key(|member| member["role"] != "leader");
+    let urls = members.into_iter().map(|member| text(&member["apiUrl"]));
+    let local = |url: &&str| {
+        let host = url.trim_start_matches("https://");
+        ["127.", "localhost:", "[::1]"].iter().any(|own| host.starts_with(own))
+    };
+    urls.filter(|url| !url.is_empty()).find(|url| !local(url))
 }
 
 fn path(id: &str, action: Option<&str>) -> String {
@@ -132,5 +155,15 @@ mod tests {
              0000000000000007   learner   NotReady   b:6444          <unknown>\n"
         );
         assert!(table(&members, true).lines().nth(1).unwrap().ends_with("10.0.0.1:8883   0.1.0"));
+    }
+
+    #[test]
+    fn others_join_where_they_can() {
+        let at = |role: &str, url: &str| json!({ "role": role, "apiUrl": url });
+        let check = |members: Value, expect: Option<&str>| assert_eq!(reachable(&members), expect);
+        let (one, two) = ("https://10.0.0.1:6443", "https://b.example:6443");
+        check(json!([at("voter", one), at("leader", two)]), Some(two));
+        check(json!([at("voter", one), at("leader", "https://127.0.0.1:6443")]), Some(one));
+        check(json!([at("leader", "https://127.0.0.1:6443"), at("voter", "")]), None);
     }
 }

@@ -221,6 +221,25 @@ async fn members_come_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_goes_on_where_a_connection_broke() {
+    let mut cluster = Cluster::new(1, small_history()).await;
+    for index in 0..8 {
+        write(&cluster.nodes[0].store, &format!("k{index}"), &"large".repeat(60_000)).await;
+    }
+    cluster.nodes[0].store.compact().await;
+    cluster.add(small_history()).await;
+    cluster.net.break_after(3, 2);
+    let id = cluster.nodes[1].store.member_id().unwrap();
+    cluster.nodes[0].store.add_learner(id, "1").await.unwrap();
+    cluster.agree().await;
+    let pieces = cluster.net.pieces();
+    assert!(pieces.len() > 4, "{pieces:?}");
+    let expect: Vec<_> = (0..pieces.len() as u64).map(|number| (pieces[0].0, number)).collect();
+    assert_eq!(pieces, expect, "one transfer, and each piece once");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_member_stops_serving() {
     let cluster = three().await;
     let leader = cluster.leader().await;

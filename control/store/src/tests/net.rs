@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 
+use crate::messages::{Envelope, Request};
 use crate::{Config, HistoryBounds, Network, Role, Store};
 
 /// How often a test looks whether something has come to be.
@@ -26,6 +27,10 @@ struct Inner {
     stores: BTreeMap<String, Store>,
     /// Whose messages do not arrive at whom.
     cut: BTreeSet<(String, String)>,
+    /// Pieces of snapshots that arrived: of which transfer, and which.
+    pieces: Vec<(u64, u64)>,
+    /// After how many pieces a connection breaks, and how often in a row.
+    breaks: Option<(usize, usize)>,
 }
 
 /// The network as one member has it.
@@ -43,6 +48,35 @@ impl Net {
         let inner = self.inner.lock().unwrap();
         let cut = inner.cut.contains(&(from.to_owned(), to.to_owned()));
         if cut { None } else { inner.stores.get(to).cloned() }
+    }
+
+    /// Lets connections break in the midst of a snapshot.
+    pub(super) fn break_after(&self, pieces: usize, times: usize) {
+        self.inner.lock().unwrap().breaks = Some((pieces, times));
+    }
+
+    /// The pieces of snapshots that arrived: of which transfer, and which.
+    pub(super) fn pieces(&self) -> Vec<(u64, u64)> {
+        self.inner.lock().unwrap().pieces.clone()
+    }
+
+    /// Notes a piece of a snapshot, unless the connection breaks there.
+    fn passes(&self, request: &[u8]) -> bool {
+        let Request::Piece { transfer, number, .. } = Envelope::decode(request).unwrap().request else {
+            return true;
+        };
+        let mut inner = self.inner.lock().unwrap();
+        let arrived = inner.pieces.len();
+        match &mut inner.breaks {
+            Some((after, times)) if arrived >= *after && *times > 0 => {
+                *times -= 1;
+                false
+            }
+            _ => {
+                inner.pieces.push((transfer, number));
+                true
+            }
+        }
     }
 
     fn cut(&self, from: &str, to: &str) {
@@ -68,6 +102,9 @@ impl Network for Port {
                 std::future::pending::<()>().await;
                 return Err(io::ErrorKind::TimedOut.into());
             };
+            if !self.net.passes(&request) {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
             let reply = store.serve(own, request).await;
             drop(store);
             if self.net.store(address, &self.name).is_none() {
