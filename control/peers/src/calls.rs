@@ -19,6 +19,10 @@ pub(crate) const PATH: &str = "/raft";
 /// Bytes of a message: more than the entries that raft sends at once.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Bytes of a message that takes raft's own connection. A larger one, such as a piece of a snapshot, would keep heartbeats
+/// waiting on a slow link.
+const QUICK_BYTES_MAX: usize = 64 * 1024;
+
 /// The network as the store sees it. Does not keep the members alive, which keep the store.
 pub(crate) struct Calls(pub(crate) Weak<Inner>);
 
@@ -26,10 +30,11 @@ impl Network for Calls {
     fn call<'a>(&'a self, member: u64, address: &'a str, request: Bytes) -> BoxFuture<'a, io::Result<Bytes>> {
         Box::pin(async move {
             let inner = self.0.upgrade().ok_or_else(|| io::Error::other("this member has ended"))?;
+            let lane = if request.len() > QUICK_BYTES_MAX { Lane::Requests } else { Lane::Calls };
             let mut call = Request::new(whole(request));
             *call.method_mut() = Method::POST;
             *call.uri_mut() = Uri::from_static(PATH);
-            let reply = client::send(&inner, member, Lane::Calls, Some(address), call).await;
+            let reply = client::send(&inner, member, lane, Some(address), call).await;
             let body = Limited::new(reply.map_err(io::Error::other)?.into_body(), MESSAGE_BYTES_MAX);
             let broken = |why: String| io::Error::other(RequestError::Broken { member, why });
             Ok(body.collect().await.map_err(|error| broken(error.to_string()))?.to_bytes())

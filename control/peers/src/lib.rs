@@ -6,7 +6,7 @@
 //! clients that another member has to answer ([`Peers::request`], [`Peers::mount`]).
 //!
 //! Invariants:
-//! - raft's messages have a connection of their own, which no slow stream can hold up;
+//! - raft's messages have a connection of their own, which neither a slow stream nor a large message can hold up;
 //! - a member that was removed is told so by whichever member it asks, and never let in again;
 //! - members that speak another version of the protocol are refused with the reason, in both directions;
 //! - every buffer, queue and wait is bounded; nothing polls.

@@ -3,7 +3,9 @@
 //! Nothing here assumes one member. What a lone member does for itself is to elect itself at once, and to keep no clock
 //! ticking, since it has nobody to hear from.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod membership;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,7 +13,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::type_config::TypeConfigExt as _;
-use openraft::{BasicNode, ChangeMembers, Instant as _, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{BasicNode, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -22,7 +24,7 @@ use crate::peers::Peers;
 #[cfg(feature = "simulation")]
 use crate::simulation::plant;
 use crate::types::{Command, Reply, Types};
-use crate::{CommitError, Committed, Leadership, MemberStatus, Role, Term, Txn};
+use crate::{CommitError, Committed, Leadership, Term, Txn};
 
 /// Bytes of log after which the state is brought to rest, as well: large objects must not fill the disk with history.
 const SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
@@ -37,8 +39,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a leader that can't write tries to hand over.
 const YIELD_INTERVAL: Duration = Duration::from_millis(500);
-/// Log entries that a member may lack and become a voter all the same: it has them in a moment.
-const PROMOTE_LAG_MAX: u64 = 1_000;
 
 /// How long the log may be.
 #[derive(Clone, Copy, Debug)]
@@ -211,148 +211,6 @@ impl Replica {
         applied(&self.raft, index, timeout).await
     }
 
-    /// The members of the cluster.
-    pub(crate) fn members(&self) -> Vec<MemberStatus> {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
-        let status = |(id, node): (&u64, &BasicNode)| {
-            let role = match voters.contains(id) {
-                true if metrics.current_leader == Some(*id) => Role::Leader,
-                true => Role::Voter,
-                false => Role::Learner,
-            };
-            MemberStatus { id: *id, address: node.addr.clone(), role }
-        };
-        metrics.membership_config.nodes().map(status).collect()
-    }
-
-    /// Takes in a member that only receives.
-    pub(crate) async fn add_learner(&self, id: u64, address: &str) -> Result<(), CommitError> {
-        if let Ok(MemberStatus { address, .. }) = self.known(id) {
-            return Err(CommitError::Membership(format!("member {id:016x} at {address} is there already")));
-        }
-        self.free(id, address)?;
-        self.change(self.raft.add_learner(id, BasicNode::new(address), false)).await
-    }
-
-    /// Lets a member vote that has what the leader has.
-    pub(crate) async fn promote(&self, id: u64) -> Result<(), CommitError> {
-        self.known(id)?;
-        let caught_up = has_caught_up(&self.raft.metrics().borrow_watched(), id);
-        if self.raft.is_leader() && !caught_up {
-            return Err(CommitError::Membership(format!(
-                "member {id:016x} has not caught up yet: try again when it has"
-            )));
-        }
-        let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-        self.change(self.raft.change_membership(change, true)).await
-    }
-
-    /// How long ago each other member last answered this one, if this one leads.
-    pub(crate) fn silent_for(&self) -> BTreeMap<u64, Duration> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let answered = metrics.heartbeat.iter().flatten();
-        answered.filter_map(|(id, at)| Some((*id, at.as_ref()?.elapsed()))).collect()
-    }
-
-    /// Waits until a member may be promoted.
-    pub(crate) async fn caught_up(&self, id: u64) {
-        let mut metrics = self.raft.metrics();
-        loop {
-            if has_caught_up(&metrics.borrow_and_update(), id) {
-                return;
-            }
-            if metrics.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-    }
-
-    /// Waits until the members are others than they were.
-    pub(crate) async fn members_changed(&self, seen: &[MemberStatus]) {
-        let mut metrics = self.raft.server_metrics();
-        loop {
-            metrics.borrow_and_update();
-            if self.members() != seen {
-                return;
-            }
-            if metrics.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-    }
-
-    /// Gives a member another address.
-    pub(crate) async fn set_address(&self, id: u64, address: &str) -> Result<(), CommitError> {
-        if self.known(id)?.address == address {
-            return Ok(());
-        }
-        self.free(id, address)?;
-        let node = BTreeMap::from([(id, BasicNode::new(address))]);
-        self.change(self.raft.change_membership(ChangeMembers::SetNodes(node), true)).await
-    }
-
-    /// Removes a member for good.
-    pub(crate) async fn remove(&self, id: u64) -> Result<(), CommitError> {
-        let member = self.known(id)?;
-        let ids = BTreeSet::from([id]);
-        let voters = self.members().iter().filter(|member| member.role != Role::Learner).count();
-        match member.role {
-            Role::Leader | Role::Voter if voters == 1 => {
-                Err(CommitError::Membership("the last voter can't be removed".into()))
-            }
-            Role::Leader | Role::Voter => {
-                self.change(self.raft.change_membership(ChangeMembers::RemoveVoters(ids), false)).await
-            }
-            Role::Learner => {
-                self.change(self.raft.change_membership(ChangeMembers::RemoveNodes(ids), false)).await
-            }
-        }
-    }
-
-    /// The member that would lose least if it led instead of this one.
-    pub(crate) fn successor(&self) -> Option<u64> {
-        successor(&self.raft)
-    }
-
-    /// Lets another member lead.
-    pub(crate) async fn transfer_leader(&self, id: u64) -> Result<(), CommitError> {
-        if self.known(id)?.role == Role::Learner {
-            return Err(CommitError::Membership(format!("member {id:016x} does not vote: promote it first")));
-        }
-        let trigger = self.raft.trigger();
-        trigger.transfer_leader(id).await.map_err(|error| CommitError::Closed(error.to_string()))
-    }
-
-    /// Refuses an address that another member has.
-    fn free(&self, id: u64, address: &str) -> Result<(), CommitError> {
-        match self.members().into_iter().find(|member| member.id != id && member.address == address) {
-            Some(MemberStatus { id, .. }) => {
-                Err(CommitError::Membership(format!("member {id:016x} at {address} is there already")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn known(&self, id: u64) -> Result<MemberStatus, CommitError> {
-        let unknown = || CommitError::Membership(format!("there is no member {id:016x}"));
-        self.members().into_iter().find(|member| member.id == id).ok_or_else(unknown)
-    }
-
-    /// Makes one change after the other: raft refuses a second one while a first is under way.
-    async fn change<T>(
-        &self,
-        change: impl Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
-    ) -> Result<(), CommitError> {
-        let turn = tokio::time::timeout(WRITE_TIMEOUT, self.changing.lock()).await;
-        let late = |_| CommitError::Unavailable("another change of the members takes too long".into());
-        let _turn = turn.map_err(late)?;
-        let changed = tokio::time::timeout(WRITE_TIMEOUT, change).await.map_err(|_| CommitError::Unknown)?;
-        changed.map(drop).map_err(refusal)
-    }
-
     /// Brings the state to rest and drops the log before it.
     #[cfg(test)]
     pub(crate) async fn compact(&self) {
@@ -384,13 +242,6 @@ impl Drop for Replica {
     fn drop(&mut self) {
         self.leading.iter().for_each(JoinHandle::abort);
     }
-}
-
-/// Whether a member has what this one, which leads, has, closely enough to vote.
-fn has_caught_up(metrics: &openraft::RaftMetrics<Types>, id: u64) -> bool {
-    let reached = metrics.replication.as_ref().and_then(|reached| reached.get(&id).copied().flatten());
-    let last = metrics.last_log_index.unwrap_or_default();
-    reached.is_some_and(|reached| last.saturating_sub(reached.index) <= PROMOTE_LAG_MAX)
 }
 
 /// Whether there is anybody to hear from, or to elect.
@@ -436,7 +287,7 @@ async fn confirmed<T>(
         RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
             CommitError::NotLeader { leader: forward.leader_id }
         }
-        RaftError::APIError(error) => CommitError::Unavailable(error.to_string()),
+        RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => unconfirmed(),
         RaftError::Fatal(error) => CommitError::Closed(error.to_string()),
     })
 }
@@ -458,20 +309,10 @@ async fn barrier(raft: &Raft<Types, Machine>) -> Result<(), CommitError> {
     confirmed(raft, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await.map(drop)
 }
 
-/// The voter that has most of what this member, which leads, has.
-fn successor(raft: &Raft<Types, Machine>) -> Option<u64> {
-    let metrics = raft.metrics();
-    let metrics = metrics.borrow_watched();
-    let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
-    let reached = metrics.replication.iter().flatten();
-    let others = reached.filter(|(id, _)| **id != metrics.id && voters.contains(id));
-    others.max_by_key(|(_, reached)| **reached).map(|(id, _)| *id)
-}
-
 /// Hands the lead over when this member can't write its log: the others would wait for it, and clients with them.
 async fn yield_lead(raft: Raft<Types, Machine>, mut faults: watch::Receiver<Faults>) {
     while faults.wait_for(|faults| faults.log.is_some()).await.is_ok() {
-        if let Some(best) = successor(&raft) {
+        if let Some(best) = membership::successor(&raft) {
             tracing::warn!(
                 to = format!("{best:016x}"),
                 "handing over the lead: the log can't be written here"

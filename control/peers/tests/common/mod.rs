@@ -81,7 +81,16 @@ impl Cluster {
             cluster.add().await;
         }
         cluster.voters(count).await;
+        cluster.settle().await;
         cluster
+    }
+
+    /// Waits until what the members are is settled: they count as voters from the moment on in which the leader begins to
+    /// make them such, when the old majority is needed as well as the new one.
+    async fn settle(&self) {
+        for member in &self.members {
+            until(async || self.members[0].peers.promote(member.id()).await.is_ok()).await;
+        }
     }
 
     /// Starts a member that belongs to nothing yet, or begins the cluster.
