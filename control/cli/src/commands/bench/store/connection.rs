@@ -37,7 +37,8 @@ pub(super) fn tls(ca_pem: &str, credentials: &Credentials) -> Result<Arc<ClientC
 /// A connection. It ends with its owner.
 pub(super) struct Connection {
     sender: SendRequest<Body>,
-    driver: AbortHandle,
+    /// Of the one that was opened.
+    driver: Option<AbortHandle>,
 }
 
 impl Connection {
@@ -51,7 +52,12 @@ impl Connection {
         let (sender, connection) = handshake.await?;
         // How it ended is told to whoever has a request on it.
         let driver = tokio::spawn(async { drop(connection.await) }).abort_handle();
-        Ok(Self { sender, driver })
+        Ok(Self { sender, driver: Some(driver) })
+    }
+
+    /// The same connection, for a request beside others. It ends with the one that was opened.
+    pub(super) fn another(&self) -> Self {
+        Self { sender: self.sender.clone(), driver: None }
     }
 
     /// Sends a request and waits for the head of the answer.
@@ -63,6 +69,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.driver.abort();
+        if let Some(driver) = &self.driver {
+            driver.abort();
+        }
     }
 }

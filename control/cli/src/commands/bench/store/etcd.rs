@@ -24,6 +24,7 @@ use crate::commands::bench::{PATIENCE, free_address};
 
 const PUT: &str = "/etcdserverpb.KV/Put";
 const RANGE: &str = "/etcdserverpb.KV/Range";
+const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// The program, and the version that it says it is.
@@ -190,6 +191,31 @@ impl Api for Etcd {
         // The first says that the watch is there.
         messages.message().await?;
         Ok(messages)
+    }
+
+    async fn leader(&self) -> Result<usize> {
+        for index in 0..self.members.len() {
+            let Ok(mut connection) = self.connect(index).await else { continue };
+            let status = call(&mut connection, STATUS, &[]).await?;
+            let Some(Value::Bytes(header)) = Fields(&status).find(1)? else {
+                bail!("a status without a header")
+            };
+            // The member that is asked, and the one that leads.
+            if Fields(header).find(2)? == Fields(&status).find(4)? {
+                return Ok(index);
+            }
+        }
+        bail!("no member of etcd leads")
+    }
+
+    async fn kill(&mut self, member: usize) -> Result<()> {
+        let member = self.members.get_mut(member).context("no such member")?;
+        member.process.take().context("the member does not run")?.stop().await
+    }
+
+    async fn restart(&mut self, member: usize) -> Result<()> {
+        self.run(member)?;
+        self.serves(member).await
     }
 }
 

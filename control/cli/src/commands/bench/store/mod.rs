@@ -37,6 +37,8 @@ const MAKERS: usize = 16;
 /// Who watches while `WATCHED_CLIENTS` put.
 const WATCHERS: usize = 8;
 const WATCHED_CLIENTS: usize = 8;
+/// How often a member that is left is asked again for a write while none leads.
+const RETRY: Duration = Duration::from_millis(20);
 /// After this what was put last is at rest with both.
 const REST: Duration = Duration::from_secs(1);
 const MIB: f64 = 1024.0 * 1024.0;
@@ -47,12 +49,26 @@ pub(crate) struct Arguments {
     /// The etcd to compare with, 3.5 or newer [default: the one on PATH].
     #[arg(long, value_name = "PATH")]
     etcd: Option<PathBuf>,
+    /// How many members each of the two has.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = members)]
+    members: usize,
+    /// How often the leader is killed, for the time until the next write; with several members only.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    trials: u64,
     /// How long each figure is measured in a round.
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// How many rounds; the middle one of their figures is shown.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
+}
+
+/// Odd, so that a majority is clear, and few.
+fn members(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ (1 | 3 | 5)) => Ok(count),
+        _ => Err("1, 3 or 5 members".into()),
+    }
 }
 
 /// A store that is measured.
@@ -89,6 +105,15 @@ trait Api: Send + Sync + 'static {
 
     /// Watches all objects from now on.
     fn watch(&self, connection: &mut Connection) -> impl Future<Output = Result<Self::Watch>> + Send;
+
+    /// The member that leads.
+    fn leader(&self) -> impl Future<Output = Result<usize>> + Send;
+
+    /// Kills a member.
+    fn kill(&mut self, member: usize) -> impl Future<Output = Result<()>> + Send;
+
+    /// Starts a member that was killed, and waits until it serves.
+    fn restart(&mut self, member: usize) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// What a watch tells.
@@ -112,7 +137,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let folder = Folder::new()?;
     let time = Duration::from_secs(arguments.seconds);
     let mut figures = Figures::new(["lichen".into(), format!("etcd {version}")]);
-    let (lichen, etcd) = start(&folder.0, &program).await?;
+    let (mut lichen, mut etcd) = start(&folder.0, &program, arguments.members).await?;
     lichen.fill(&mut figures).await?;
     etcd.fill(&mut figures).await?;
     for round in 0..arguments.rounds {
@@ -127,13 +152,22 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
             }
         }
     }
+    if arguments.members > 1 {
+        for trial in 0..arguments.trials {
+            eprintln!("trial {} of {}", trial + 1, arguments.trials);
+            lichen.fail_over().await?;
+            etcd.fail_over().await?;
+        }
+        lichen.tell_fail_overs(&mut figures);
+        etcd.tell_fail_overs(&mut figures);
+    }
     print!("{}", figures.table());
     Ok(())
 }
 
-async fn start(folder: &Path, program: &Path) -> Result<(Bed<Lichen>, Bed<Etcd>)> {
-    let lichen = Lichen::start(&folder.join("lichen")).await?;
-    let etcd = Etcd::start(program, &folder.join("etcd"), 1).await?;
+async fn start(folder: &Path, program: &Path, members: usize) -> Result<(Bed<Lichen>, Bed<Etcd>)> {
+    let lichen = Lichen::start(&folder.join("lichen"), members).await?;
+    let etcd = Etcd::start(program, &folder.join("etcd"), members).await?;
     Ok((Bed::new(0, lichen), Bed::new(1, etcd)))
 }
 
@@ -167,11 +201,13 @@ struct Bed<A> {
     column: usize,
     /// Counts the values, so that no put leaves an object as it was.
     sequence: Arc<AtomicUsize>,
+    /// How long each fail-over took.
+    fail_overs: Vec<Duration>,
 }
 
 impl<A: Api> Bed<A> {
     fn new(column: usize, api: A) -> Self {
-        Self { api: Arc::new(api), column, sequence: Arc::default() }
+        Self { api: Arc::new(api), column, sequence: Arc::default(), fail_overs: Vec::new() }
     }
 
     /// Makes the objects, and tells the memory that they take.
@@ -291,6 +327,59 @@ impl<A: Api> Bed<A> {
         let what = format!("watch, {WATCHERS} watchers of {WATCHED_CLIENTS} clients");
         figures.add(self.column, format!("{what}: events delivered a second"), rate);
         Ok(())
+    }
+
+    /// Kills the leader, and takes the time until one of the others acknowledges a write.
+    async fn fail_over(&mut self) -> Result<()> {
+        let members = self.api.processes().len();
+        let leader = self.api.leader().await?;
+        let mut left = Vec::new();
+        for index in (0..members).filter(|index| *index != leader) {
+            left.push(self.api.connect(index).await?);
+        }
+        let api = Arc::get_mut(&mut self.api).context("a client goes on")?;
+        api.kill(leader).await?;
+        let killed = Instant::now();
+        let mut attempts: JoinSet<Result<Duration>> = JoinSet::new();
+        let took = loop {
+            // What was sent to the leader just before it died may be answered late or never, so others follow it.
+            for connection in &left {
+                let (api, mut connection) = (self.api.clone(), connection.another());
+                let index = self.sequence.fetch_add(1, Ordering::Relaxed);
+                attempts.spawn(async move {
+                    api.put(&mut connection, index % OBJECTS, value(index)).await?;
+                    Ok(killed.elapsed())
+                });
+            }
+            let pause = tokio::time::sleep(RETRY);
+            tokio::pin!(pause);
+            let written = loop {
+                tokio::select! {
+                    biased;
+                    // One that was refused is followed by another soon.
+                    Some(done) = attempts.join_next() => if let Ok(took) = done? { break Some(took) },
+                    () = &mut pause => break None,
+                }
+            };
+            if let Some(took) = written {
+                break took;
+            }
+            if killed.elapsed() > PATIENCE {
+                bail!("{} takes no writes any more after its leader was killed", A::NAME);
+            }
+        };
+        attempts.shutdown().await;
+        self.fail_overs.push(took);
+        eprintln!("{}: {:.0} ms", A::NAME, milliseconds(took));
+        Arc::get_mut(&mut self.api).context("a client goes on")?.restart(leader).await
+    }
+
+    fn tell_fail_overs(&self, figures: &mut Figures) {
+        let outcome = Outcome::of(self.fail_overs.clone(), self.fail_overs.iter().sum());
+        for percent in [50, 99] {
+            let what = format!("kill -9 of the leader to the next write: p{percent} ms");
+            figures.add(self.column, what, milliseconds(outcome.percentile(percent)));
+        }
     }
 
     /// Has clients do something over and over.
