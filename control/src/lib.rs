@@ -6,6 +6,7 @@
 mod backup;
 pub mod cache;
 mod config;
+mod copies;
 mod essentials;
 mod executor;
 mod forward;

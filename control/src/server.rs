@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::backup::{BACKUP_PATH, BackupMount};
+use crate::copies;
 use crate::forward::{self, FromMembers, ToLeader};
 use crate::kubeconfig::{Kubeconfig, write_private};
 use crate::leading::{Leader, Leading, Owner, Venue};
@@ -152,7 +153,17 @@ impl Server {
         let tls = |alpn: &[&[u8]]| certificate.server_config(alpn).map(Arc::new);
         let registry = Registry::new(store.clone(), ranges, Sources::system());
         let command = CompileCommand::new(config.compile_worker.iter().map(Into::into).collect());
-        let artifacts = Artifacts::open(&config.data_dir.join("artifacts"), command, authority.clone())?;
+        let dir = config.data_dir.join("artifacts");
+        let artifacts = Arc::new(match member {
+            None => Artifacts::open(&dir, command, authority.clone())?,
+            Some(member) => {
+                let members = copies::Members::new(store.clone(), member.peers.clone());
+                Artifacts::open_member(&dir, command, authority.clone(), Arc::new(members))?
+            }
+        });
+        if let Some(member) = member {
+            member.peers.mount(copies::PREFIX, Arc::new(copies::Holder(Arc::downgrade(&artifacts))));
+        }
 
         // Every address is taken before anything is served: one that can't be had is told at the start.
         let (venue, mqtt_addr) = match &config.broker {
@@ -181,7 +192,7 @@ impl Server {
             tls: tls(&[b"h2", b"http/1.1"])?,
             listen: config.api_addr,
             mounts: vec![
-                (ARTIFACTS_PREFIX.to_owned(), Arc::new(ArtifactMount(artifacts.clone()))),
+                (ARTIFACTS_PREFIX.to_owned(), Arc::new(ArtifactMount(Artifacts::clone(&artifacts)))),
                 (JOIN_PATH.to_owned(), Arc::new(join)),
                 (MEMBERS_PATH.to_owned(), Arc::new(MembersMount(peers.clone()))),
                 (BACKUP_PATH.to_owned(), Arc::new(BackupMount::new(store.clone(), authority.clone()))),
@@ -195,7 +206,7 @@ impl Server {
         }
         let leader = Leader {
             registry: registry.clone(),
-            artifacts,
+            artifacts: Artifacts::clone(&artifacts),
             authority: authority.clone(),
             venue,
             silence_grace: config.silence_grace,
@@ -225,6 +236,7 @@ impl Server {
             background.spawn(kubeconfig.clone().keep(path.clone(), store.clone()));
         }
         if let Some(member) = member {
+            background.spawn(copies::keep(artifacts, store.clone()));
             let reached = |address: SocketAddr| reached(config, Some(member), address);
             background.spawn(member.announce(MemberRecord {
                 api_url: format!("https://{}", reached(api_addr)),

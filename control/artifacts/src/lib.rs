@@ -16,6 +16,7 @@
 mod blobs;
 mod compile;
 mod component;
+mod copies;
 mod digest;
 mod files;
 mod oci;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 pub use blobs::BlobError;
 pub use compile::{CompileCommand, CompileError, CompiledArtifact, PROFILE_BYTES_MAX, Signer, SignerError};
 pub use component::{Component, ComponentError};
+pub use copies::{Arriving, Copies, CopyError, Link, News};
 pub use digest::{Digest, DigestError, Hasher};
 pub use oci::Body;
 pub use push::{PushError, Pushed, Transport, TransportError, push};
@@ -70,6 +72,7 @@ pub struct Artifacts {
     repositories: Arc<repositories::Repositories>,
     uploads: Arc<upload::Uploads>,
     compiler: Arc<compile::Compiler>,
+    held: Option<Arc<copies::Held>>,
     // Held for as long as the store is open.
     _lock: Arc<std::fs::File>,
 }
@@ -83,18 +86,57 @@ impl Artifacts {
         compile: CompileCommand,
         signer: Arc<dyn Signer>,
     ) -> Result<Artifacts, OpenError> {
+        let artifacts = Artifacts::assemble(dir, compile, signer, None)?;
+        sweep(&artifacts.blobs, &artifacts.repositories, &artifacts.compiler);
+        Ok(artifacts)
+    }
+
+    /// Opens the store of a member that holds the artifacts together with others. Nothing is removed on opening: what no
+    /// manifest names here yet may be what others are about to agree on.
+    pub fn open_member(
+        dir: &Path,
+        compile: CompileCommand,
+        signer: Arc<dyn Signer>,
+        copies: Arc<dyn Copies>,
+    ) -> Result<Artifacts, OpenError> {
+        Artifacts::assemble(dir, compile, signer, Some(copies))
+    }
+
+    fn assemble(
+        dir: &Path,
+        compile: CompileCommand,
+        signer: Arc<dyn Signer>,
+        copies: Option<Arc<dyn Copies>>,
+    ) -> Result<Artifacts, OpenError> {
         let lock = Arc::new(files::lock(dir)?);
         let temporary = files::make_empty_dir(dir.join("tmp"))?;
         let blobs = Arc::new(blobs::Blobs::open(dir, temporary.clone())?);
         let repositories = Arc::new(repositories::Repositories::open(dir, temporary.clone())?);
         let compiler = Arc::new(compile::Compiler::open(dir, temporary, compile, signer)?);
-        sweep(&blobs, &repositories, &compiler);
         let uploads = Arc::new(upload::Uploads::new(blobs.clone()));
-        Ok(Artifacts { blobs, repositories, uploads, compiler, _lock: lock })
+        let held = copies.map(|copies| Arc::new(copies::Held { copies, writing: Default::default() }));
+        Ok(Artifacts { blobs, repositories, uploads, compiler, held, _lock: lock })
+    }
+
+    /// The links that are here, for members that have yet to agree on any.
+    pub async fn links(&self) -> std::io::Result<Vec<Link>> {
+        let repositories = self.repositories.clone();
+        files::blocking(move || repositories.links()).await
+    }
+
+    /// The manifest that a reference leads to is made to be here, whoever it was pushed to.
+    async fn find(&self, reference: &Reference) -> Result<(), ResolveError> {
+        self.catch_up().await.map_err(std::io::Error::other)?;
+        let (repositories, reference) = (self.repositories.clone(), reference.clone());
+        match files::blocking(move || repositories.manifest_of(&reference)).await? {
+            Some(manifest) => Ok(self.hold(&manifest).await?),
+            None => Ok(()),
+        }
     }
 
     /// Finds what `reference` names: its manifest and the one layer that is the component.
     pub async fn resolve(&self, reference: &Reference) -> Result<Resolved, ResolveError> {
+        self.find(reference).await?;
         let (blobs, repositories, reference) =
             (self.blobs.clone(), self.repositories.clone(), reference.clone());
         files::blocking(move || repositories.resolve(&blobs, &reference)).await
@@ -102,6 +144,7 @@ impl Artifacts {
 
     /// Finds the manifest that the image of an OCI container has for a platform such as `linux/arm64`, and its length.
     pub async fn image(&self, reference: &Reference, platform: &str) -> Result<(Digest, u64), ResolveError> {
+        self.find(reference).await?;
         let (blobs, repositories, reference, platform) =
             (self.blobs.clone(), self.repositories.clone(), reference.clone(), platform.to_owned());
         files::blocking(move || repositories.image(&blobs, &reference, &platform)).await
@@ -109,12 +152,19 @@ impl Artifacts {
 
     /// The file of a blob and its length, to be read in pieces by whoever checks the whole.
     pub async fn open_blob(&self, digest: &Digest) -> Result<(std::fs::File, u64), BlobError> {
+        self.hold(digest).await?;
+        self.open_own(digest).await
+    }
+
+    /// The same of what is here already: for other members, who ask each of them.
+    pub async fn open_own(&self, digest: &Digest) -> Result<(std::fs::File, u64), BlobError> {
         let (blobs, digest) = (self.blobs.clone(), *digest);
         files::blocking(move || blobs.open_file(&digest)).await
     }
 
     /// The component `layer` compiled for the engine profile `profile`: out of the cache, or by a compile worker.
     pub async fn compiled(&self, layer: &Digest, profile: &str) -> Result<CompiledArtifact, CompileError> {
+        self.hold(layer).await?;
         self.compiler.compiled(&self.blobs, layer, profile).await
     }
 

@@ -17,9 +17,9 @@ use self::reply::{Reply, empty, full, json_response, link, reply, set};
 use self::route::{Query, Route};
 use crate::blobs::{BlobReader, CHUNK_BYTES};
 use crate::reference::is_repository;
-use crate::repositories::{MANIFEST_BYTES_MAX, Selector};
+use crate::repositories::{MANIFEST_BYTES_MAX, Selector, parts};
 use crate::upload::{Upload, Uploads};
-use crate::{Artifacts, Digest, files};
+use crate::{Artifacts, BlobError, Digest, Link, files};
 
 /// How many chunks of a blob wait for a slow reader.
 const CHUNKS_QUEUED_MAX: usize = 2;
@@ -111,6 +111,7 @@ where
 }
 
 async fn catalog(artifacts: &Artifacts, query: &Query<'_>) -> Reply {
+    artifacts.catch_up().await?;
     let repositories = artifacts.repositories.clone();
     let all = files::blocking(move || repositories.catalog()).await?;
     let (page, next) = query.page(all);
@@ -120,6 +121,7 @@ async fn catalog(artifacts: &Artifacts, query: &Query<'_>) -> Reply {
 }
 
 async fn tags(artifacts: &Artifacts, name: &str, query: &Query<'_>) -> Reply {
+    artifacts.catch_up().await?;
     let (repositories, owned) = (artifacts.repositories.clone(), name.to_owned());
     let all = files::blocking(move || repositories.tags(&owned)).await?;
     let (page, next) = query.page(all.ok_or_else(|| Failure::name_unknown(name))?);
@@ -131,6 +133,10 @@ async fn tags(artifacts: &Artifacts, name: &str, query: &Query<'_>) -> Reply {
 
 async fn referrers(artifacts: &Artifacts, name: &str, digest: &str) -> Reply {
     let digest = parse_digest(digest)?;
+    artifacts.catch_up().await?;
+    if artifacts.held.is_some() {
+        artifacts.hold_all().await?;
+    }
     let (repositories, blobs, name) =
         (artifacts.repositories.clone(), artifacts.blobs.clone(), name.to_owned());
     let found = files::blocking(move || repositories.referrers(&blobs, &name, &digest)).await?;
@@ -140,6 +146,11 @@ async fn referrers(artifacts: &Artifacts, name: &str, digest: &str) -> Reply {
 }
 
 async fn get_manifest(artifacts: &Artifacts, name: &str, selector: Selector) -> Reply {
+    artifacts.catch_up().await?;
+    let (repositories, owned, wanted) = (artifacts.repositories.clone(), name.to_owned(), selector.clone());
+    if let Some((manifest, _)) = files::blocking(move || repositories.find(&owned, &wanted)).await? {
+        artifacts.hold(&manifest).await?;
+    }
     let (repositories, blobs) = (artifacts.repositories.clone(), artifacts.blobs.clone());
     let (owned, wanted) = (name.to_owned(), selector.clone());
     let found = files::blocking(move || {
@@ -184,10 +195,18 @@ where
         }
         content.extend_from_slice(&piece);
     }
+    // What it names may have been pushed to another member.
+    for part in parts(&content).unwrap_or_default() {
+        match artifacts.hold(&part).await {
+            Err(BlobError::Unknown(_)) | Ok(()) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let (repositories, blobs) = (artifacts.repositories.clone(), artifacts.blobs.clone());
     let owned = name.to_owned();
-    let put =
+    let mut put =
         files::blocking(move || repositories.put(&blobs, &owned, &selector, &media_type, &content)).await?;
+    agree(artifacts, std::mem::take(&mut put.content), std::mem::take(&mut put.links)).await?;
     let digest = put.digest.to_string();
     let location = format!("/v2/{name}/manifests/{digest}");
     let mut response =
@@ -199,14 +218,32 @@ where
 }
 
 async fn delete_manifest(artifacts: &Artifacts, name: &str, selector: Selector) -> Reply {
+    artifacts.catch_up().await?;
     let (repositories, owned, wanted) = (artifacts.repositories.clone(), name.to_owned(), selector.clone());
-    match files::blocking(move || repositories.delete(&owned, &wanted)).await? {
-        true => reply(StatusCode::ACCEPTED, &[], empty()),
-        false => Err(Failure::manifest_unknown(&selector)),
+    let links = files::blocking(move || repositories.delete(&owned, &wanted)).await?;
+    if links.is_empty() {
+        return Err(Failure::manifest_unknown(&selector));
+    }
+    agree(artifacts, Vec::new(), links).await?;
+    reply(StatusCode::ACCEPTED, &[], empty())
+}
+
+/// Writes links once all members that there are know of them.
+async fn agree(artifacts: &Artifacts, content: Vec<Digest>, links: Vec<Link>) -> Result<(), Failure> {
+    match artifacts.held.as_deref() {
+        Some(held) => {
+            held.copies.agree(content, links).await?;
+            Ok(artifacts.catch_up().await?)
+        }
+        None => {
+            let repositories = artifacts.repositories.clone();
+            Ok(files::blocking(move || links.iter().try_for_each(|link| repositories.write(link))).await?)
+        }
     }
 }
 
 async fn get_blob(artifacts: &Artifacts, digest: Digest, headers: &HeaderMap, head_only: bool) -> Reply {
+    artifacts.hold(&digest).await?;
     let blobs = artifacts.blobs.clone();
     let total = files::blocking(move || blobs.len(&digest)).await?;
     let range = headers.get(header::RANGE).and_then(|r| r.to_str().ok()).and_then(|r| parse_range(r, total));

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::blobs::Blobs;
 use crate::reference::{DEFAULT_TAG, is_tag};
 use crate::{
-    BlobError, Digest, IMAGE_CONFIG_MEDIA_TYPES, OpenError, Reference, WASM_LAYER_MEDIA_TYPE, files,
+    BlobError, Digest, IMAGE_CONFIG_MEDIA_TYPES, Link, OpenError, Reference, WASM_LAYER_MEDIA_TYPE, files,
 };
 
 /// The largest manifest that is taken in.
@@ -159,7 +159,8 @@ impl Repositories {
         Ok(Repositories { root: files::make_dir(dir.join("repositories"))?, temporary })
     }
 
-    /// Takes in a manifest: every blob it names must be here already, so that a tag never points at half an artifact.
+    /// Takes in a manifest: every blob it names must be here already, so that a tag never points at half an artifact. What
+    /// leads to it is yet to be written.
     pub(crate) fn put(
         &self,
         blobs: &Blobs,
@@ -203,14 +204,60 @@ impl Repositories {
         }
         let subject = manifest.subject.as_ref().map(Descriptor::digest).transpose()?;
         blobs.put(content)?;
-        let repository = self.root.join(name);
-        let link = repository.join(MANIFESTS).join(is.hex());
-        files::write_atomically(&self.temporary, &link, media_type.as_bytes())?;
+        let link = |path: String, content: String| Link { path, content: Some(content) };
+        let mut links = vec![link(format!("{name}/{MANIFESTS}/{}", is.hex()), media_type.to_owned())];
         if let Selector::Tag(tag) = selector {
-            let tag = repository.join(TAGS).join(tag);
-            files::write_atomically(&self.temporary, &tag, is.to_string().as_bytes())?;
+            links.push(link(format!("{name}/{TAGS}/{tag}"), is.to_string()));
         }
-        Ok(Put { digest: is, subject })
+        let mut content = parts(content).map_err(|e| ManifestError::Invalid(e.to_string()))?;
+        content.push(is);
+        Ok(Put { digest: is, subject, content, links })
+    }
+
+    /// Writes what leads to a manifest, or removes it.
+    pub(crate) fn write(&self, link: &Link) -> io::Result<()> {
+        let place = self.root.join(&link.path);
+        // Paths come from other members, too: none leads out of the repositories.
+        let inside = Path::new(&link.path).components().all(|part| matches!(part, Component::Normal(_)));
+        if !inside {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{:?} is no link", link.path)));
+        }
+        match &link.content {
+            Some(content) => files::write_atomically(&self.temporary, &place, content.as_bytes()),
+            None => files::remove(&place).map(drop),
+        }
+    }
+
+    /// Everything that leads to a manifest.
+    pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
+        let mut all = Vec::new();
+        for name in self.catalog()? {
+            // Manifests come before the tags that lead to them.
+            for folder in [MANIFESTS, TAGS] {
+                for file in names(&self.root.join(&name).join(folder))? {
+                    let path = format!("{name}/{folder}/{file}");
+                    all.push(Link { content: read_if_there(&self.root.join(&path))?, path });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The digests of all manifests.
+    pub(crate) fn manifests(&self) -> io::Result<BTreeSet<Digest>> {
+        let mut all = BTreeSet::new();
+        for name in self.catalog()? {
+            for hex in names(&self.root.join(&name).join(MANIFESTS))? {
+                all.insert(Digest::from_hex(&hex).map_err(io::Error::other)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The manifest that a reference leads to, if it does.
+    pub(crate) fn manifest_of(&self, reference: &Reference) -> io::Result<Option<Digest>> {
+        let found = self.find(&reference.repository, &selector_of(reference))?;
+        Ok(found.map(|(digest, _)| digest))
     }
 
     /// The manifest under `selector`; none if the repository or the manifest isn't there.
@@ -224,7 +271,7 @@ impl Repositories {
         Ok(Some(Found { digest, media_type, content: blobs.read(&digest)? }))
     }
 
-    fn find(&self, name: &str, selector: &Selector) -> io::Result<Option<(Digest, String)>> {
+    pub(crate) fn find(&self, name: &str, selector: &Selector) -> io::Result<Option<(Digest, String)>> {
         let repository = self.root.join(name);
         let digest = match selector {
             Selector::Digest(digest) => *digest,
@@ -237,21 +284,26 @@ impl Repositories {
         Ok(media_type.map(|media_type| (digest, media_type)))
     }
 
-    /// Forgets a tag, or a manifest with every tag that points at it. False if there is no such thing.
-    pub(crate) fn delete(&self, name: &str, selector: &Selector) -> io::Result<bool> {
-        let repository = self.root.join(name);
+    /// What forgets a tag, or a manifest with every tag that points at it. Nothing if there is no such thing.
+    pub(crate) fn delete(&self, name: &str, selector: &Selector) -> io::Result<Vec<Link>> {
+        let mut paths = Vec::new();
         match selector {
-            Selector::Tag(tag) => files::remove(&repository.join(TAGS).join(tag)),
+            Selector::Tag(tag) => paths.push(format!("{name}/{TAGS}/{tag}")),
             Selector::Digest(digest) => {
                 // Tags go first: after a crash in between there may be an untagged manifest, never a dangling tag.
                 for tag in self.tags(name)?.unwrap_or_default() {
                     if self.find(name, &Selector::Tag(tag.clone()))?.is_some_and(|(is, _)| is == *digest) {
-                        files::remove(&repository.join(TAGS).join(tag))?;
+                        paths.push(format!("{name}/{TAGS}/{tag}"));
                     }
                 }
-                files::remove(&repository.join(MANIFESTS).join(digest.hex()))
+                paths.push(format!("{name}/{MANIFESTS}/{}", digest.hex()));
             }
         }
+        // The last one is what was asked for.
+        if !paths.last().is_some_and(|path| self.root.join(path).is_file()) {
+            return Ok(Vec::new());
+        }
+        Ok(paths.into_iter().map(|path| Link { path, content: None }).collect())
     }
 
     /// The tags of a repository in order; none if there is no such repository.
@@ -306,16 +358,9 @@ impl Repositories {
     /// not known what is still needed.
     pub(crate) fn referenced(&self, blobs: &Blobs) -> Result<BTreeSet<Digest>, ResolveError> {
         let mut all = BTreeSet::new();
-        for name in self.catalog()? {
-            for hex in names(&self.root.join(&name).join(MANIFESTS))? {
-                let digest = Digest::from_hex(&hex).map_err(io::Error::other)?;
-                all.insert(digest);
-                let manifest: Manifest =
-                    serde_json::from_slice(&blobs.read(&digest)?).map_err(io::Error::other)?;
-                for part in manifest.config.iter().chain(&manifest.layers).chain(&manifest.manifests) {
-                    all.insert(part.digest.parse().map_err(io::Error::other)?);
-                }
-            }
+        for digest in self.manifests()? {
+            all.insert(digest);
+            all.extend(parts(&blobs.read(&digest)?).map_err(io::Error::other)?);
         }
         Ok(all)
     }
@@ -368,11 +413,7 @@ impl Repositories {
         if let Some(host) = &reference.host {
             return Err(ResolveError::OtherRegistry(reference.to_string(), host.clone()));
         }
-        let selector = match (&reference.digest, &reference.tag) {
-            (Some(digest), _) => Selector::Digest(*digest),
-            (None, tag) => Selector::Tag(tag.as_deref().unwrap_or(DEFAULT_TAG).to_owned()),
-        };
-        let found = self.get(blobs, &reference.repository, &selector)?;
+        let found = self.get(blobs, &reference.repository, &selector_of(reference))?;
         let found = found.ok_or_else(|| ResolveError::NotFound(reference.to_string()))?;
         let manifest: Manifest = serde_json::from_slice(&found.content)
             .map_err(|e| ResolveError::NotWasm(reference.to_string(), e.to_string()))?;
@@ -384,6 +425,24 @@ impl Repositories {
 pub(crate) struct Put {
     pub(crate) digest: Digest,
     pub(crate) subject: Option<Digest>,
+    /// All that it leads to, itself included.
+    pub(crate) content: Vec<Digest>,
+    /// What is to lead to it.
+    pub(crate) links: Vec<Link>,
+}
+
+fn selector_of(reference: &Reference) -> Selector {
+    match (&reference.digest, &reference.tag) {
+        (Some(digest), _) => Selector::Digest(*digest),
+        (None, tag) => Selector::Tag(tag.as_deref().unwrap_or(DEFAULT_TAG).to_owned()),
+    }
+}
+
+/// The content that a manifest names.
+pub(crate) fn parts(manifest: &[u8]) -> io::Result<Vec<Digest>> {
+    let manifest: Manifest = serde_json::from_slice(manifest)?;
+    let all = manifest.config.iter().chain(&manifest.layers).chain(&manifest.manifests);
+    all.map(|part| part.digest.parse().map_err(io::Error::other)).collect()
 }
 
 fn read_if_there(path: &Path) -> io::Result<Option<String>> {

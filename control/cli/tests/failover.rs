@@ -141,14 +141,10 @@ impl World {
         self.members.iter().position(|member| member.api == api && member.server.is_some())
     }
 
-    fn ready(&self, kind: &str, count: usize) -> Option<Vec<Value>> {
-        let all = self.items(&["get", kind]);
-        let is_ready = |object: &Value| {
-            let conditions = object["status"]["conditions"].as_array();
-            conditions
-                .is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
-        };
-        (all.len() == count && all.iter().all(is_ready)).then_some(all)
+    /// The pods of the Deployment, once all of them are ready.
+    fn ready(&self) -> Option<Vec<Value>> {
+        let all = self.items(&["get", "pods", "-l", "app=ticker"]);
+        (all.len() == REPLICAS && all.iter().all(is_ready)).then_some(all)
     }
 
     /// What must be the same after whatever happened to the control plane: which pods there are, when their containers
@@ -159,8 +155,13 @@ impl World {
             let started = container["state"]["running"]["startedAt"].clone();
             (name(pod), [pod["metadata"]["uid"].clone(), started, container["restartCount"].clone()])
         };
-        until("all pods are ready", || self.ready("pods", REPLICAS)).iter().map(life).collect()
+        until("all pods are ready", || self.ready()).iter().map(life).collect()
     }
+}
+
+fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
 }
 
 fn name(object: &Value) -> String {
@@ -277,15 +278,22 @@ fn whoever_leads_may_die() {
         let follower = (leader + 1) % MEMBERS;
         let watch = Watch::start(&kubectl, &world, follower, round);
         let before = writer.count();
+        let last = heard(&kubectl, &world.members[leader].api).unwrap();
+        // What is pushed now, to the one that is about to die, is there when it is not.
+        world.lichen(&["push", TICKER, &format!("ticker:r{round}")]);
         world.members[leader].server.take().unwrap().kill().unwrap();
 
+        let killed = Instant::now();
         until("another member leads", || world.leader());
+        println!("round {round}: another member leads after {:?}", killed.elapsed());
         until("writes go on", || (writer.count() > before + BATCH).then_some(()));
         until("the nodes are back", || {
             // As each member that lives tells it: what only the leader knows comes from there.
             let living = world.members.iter().filter(|member| member.server.is_some());
-            living.clone().all(|member| every_node_speaks(&kubectl, &member.api)).then_some(())
+            let later = |now: Vec<String>| now.iter().zip(&last).all(|(now, last)| now > last);
+            living.clone().all(|member| heard(&kubectl, &member.api).is_some_and(later)).then_some(())
         });
+        println!("round {round}: the nodes are back after {:?}", killed.elapsed());
         assert_eq!(world.lives(), lives, "pods go on when the member that leads dies");
         for member in world.members.iter().filter(|member| member.server.is_some()) {
             for pod in lives.keys() {
@@ -305,6 +313,17 @@ fn whoever_leads_may_die() {
         let names: BTreeSet<_> = seen.iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), seen.len(), "a change was told twice");
 
+        let late = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: late-{round}}}, spec: {{containers: [{{name: main, \
+             image: 'ticker:r{round}'}}]}}}}"
+        );
+        std::fs::write(&manifest, late).unwrap();
+        world.lichen(&["apply", "-f", &manifest.to_string_lossy()]);
+        let name = format!("late-{round}");
+        until("what was pushed to the dead runs", || {
+            world.json(&["get", "pods", &name]).filter(|pod| is_ready(pod))
+        });
+
         world.start_server(leader, &[]);
         until("all members vote again", || world.all_vote().then_some(()));
     }
@@ -320,22 +339,10 @@ fn whoever_leads_may_die() {
     println!("{} writes acknowledged, killed while they led: {leaders:?}", acknowledged.len());
 }
 
-/// Whether a member tells that every node is ready and its Lease is renewed.
-fn every_node_speaks(kubectl: &Kubectl, api: &str) -> bool {
-    let renewed = || {
-        let leases = kubectl.run(&format!("--server https://{api} get leases -n kube-node-lease -o json"));
-        let leases: Value = serde_json::from_str(&leases.text).ok()?;
-        let times = leases["items"].as_array()?.iter().map(|lease| lease["spec"]["renewTime"].to_string());
-        Some(times.collect::<Vec<_>>())
-    };
-    let Some(before) = renewed().filter(|times| times.len() == NODES.len()) else { return false };
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        let now = renewed().unwrap_or_default();
-        if now.len() == before.len() && now.iter().zip(&before).all(|(now, before)| now > before) {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    false
+/// When the nodes were last heard of, as a member tells it.
+fn heard(kubectl: &Kubectl, api: &str) -> Option<Vec<String>> {
+    let leases = kubectl.run(&format!("--server https://{api} get leases -n kube-node-lease -o json"));
+    let leases: Value = serde_json::from_str(&leases.text).ok()?;
+    let times = leases["items"].as_array()?.iter().map(|lease| lease["spec"]["renewTime"].to_string());
+    Some(times.collect()).filter(|times: &Vec<_>| times.len() == NODES.len())
 }

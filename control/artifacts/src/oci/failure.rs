@@ -6,7 +6,7 @@ use serde_json::json;
 use super::reply::{Body, json_response};
 use crate::repositories::{ManifestError, Selector};
 use crate::upload::UploadError;
-use crate::{BlobError, ResolveError};
+use crate::{BlobError, CopyError, ResolveError};
 
 /// An error as the specification words it.
 #[derive(Debug)]
@@ -79,6 +79,12 @@ impl From<ResolveError> for Failure {
             ResolveError::Blob(e) => e.into(),
             e => Failure::internal(&e),
         }
+    }
+}
+
+impl From<CopyError> for Failure {
+    fn from(e: CopyError) -> Failure {
+        Failure::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", e)
     }
 }
 
