@@ -46,7 +46,7 @@ impl Forwarded {
             return respond::status(&Status::service_unavailable("the server has ended"));
         };
         let headers = request.headers();
-        let text = |value: &HeaderValue| Some(String::from_utf8(value.as_bytes().to_vec()).ok()?);
+        let text = |value: &HeaderValue| String::from_utf8(value.as_bytes().to_vec()).ok();
         let Some(user) = headers.get(USER_HEADER).and_then(text) else {
             return respond::status(&Status::bad_request("the request does not say who asks"));
         };

@@ -320,9 +320,7 @@ fn whoever_leads_may_die() {
         std::fs::write(&manifest, late).unwrap();
         world.lichen(&["apply", "-f", &manifest.to_string_lossy()]);
         let name = format!("late-{round}");
-        until("what was pushed to the dead runs", || {
-            world.json(&["get", "pods", &name]).filter(|pod| is_ready(pod))
-        });
+        until("what was pushed to the dead runs", || world.json(&["get", "pods", &name]).filter(is_ready));
 
         world.start_server(leader, &[]);
         until("all members vote again", || world.all_vote().then_some(()));
