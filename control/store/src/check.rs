@@ -74,7 +74,7 @@ pub fn check(dir: &Path) -> Result<Report, OpenError> {
     }
     let mut report = Report::default();
     let volume: Arc<dyn Volume> = Arc::new(Overlay { dir: Dir::new(dir) });
-    let log = LogStore::look(volume.clone());
+    let log = LogStore::look(&volume);
     let state = StateFile::look(volume);
     match &log {
         Ok((log, entries)) => {

@@ -1,7 +1,7 @@
 //! The files of a store: who may open them, how many syncs they cost, what can go wrong with them.
 //!
-//! A directory holds `lock` (held by the process that has it open), `log.redb` (raft's log and vote) and `state.redb`
-//! (records and history). Both databases carry the version of their format. A new one is made under another name, so
+//! A directory holds `lock` (held by the process that has it open), `state.redb` (records and history, a database) and the
+//! segments of the log. All carry the version of their format. A new one is made under another name, so
 //! that a file is either whole or not there. All calls here block: they belong on the threads that own the files, never
 //! on an async one.
 
@@ -21,9 +21,9 @@ use crate::health::{Reopen, advice};
 use crate::storage::{Counters, Counting};
 use crate::volume::Volume;
 
-/// The version of both databases as a whole: which tables there are and what they mean.
+/// The version of a database as a whole: which tables there are and what they mean.
 const FORMAT: u32 = 1;
-/// redb's own cache. The state is in memory anyway, and the log's readers have a cache of theirs.
+/// redb's own cache. The state is in memory anyway.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Small values of a database, each sealed.
@@ -38,8 +38,8 @@ pub(crate) enum DiskError {
     InUse { path: PathBuf },
     #[error("{name}: {detail}")]
     Corrupt { name: String, detail: String },
-    #[error("{name}: format {found}, while this build reads {FORMAT}")]
-    Version { name: String, found: u32 },
+    #[error("{name}: format {found}, while this build reads {known}")]
+    Version { name: String, found: u32, known: u32 },
     #[error("{name}: {detail}")]
     Io { name: String, kind: io::ErrorKind, detail: String },
     #[error("{name}: it is closed")]
@@ -187,7 +187,7 @@ impl Disk {
         if format == FORMAT {
             return Ok(disk);
         }
-        Err(DiskError::Version { name: name.into(), found: format })
+        Err(DiskError::Version { name: name.into(), found: format, known: FORMAT })
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -356,7 +356,9 @@ fn convert(name: &str, error: impl Into<redb::Error>) -> DiskError {
     let name = name.to_owned();
     match error.into() {
         redb::Error::Corrupted(detail) => DiskError::Corrupt { name, detail },
-        redb::Error::UpgradeRequired(found) => DiskError::Version { name, found: found.into() },
+        redb::Error::UpgradeRequired(found) => {
+            DiskError::Version { name, found: found.into(), known: FORMAT }
+        }
         redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
             DiskError::Corrupt { name, detail: error.to_string() }
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::Change;
-use crate::disk::DiskError;
+use crate::disk::{DirLock, DiskError};
 use crate::file::{Batch, Image, Position, StateFile};
 use crate::health::{Health, Part};
 use crate::runner::{Owner, Runner};
@@ -102,6 +102,7 @@ impl Flusher {
         file: Arc<StateFile>,
         health: Arc<Health>,
         runner: Runner,
+        lock: Option<Arc<DirLock>>,
         position: Position,
     ) -> io::Result<(Self, Owner)> {
         let applied = position.applied;
@@ -117,7 +118,7 @@ impl Flusher {
             writing: tokio::sync::Mutex::default(),
         });
         let flusher = Self { shared: shared.clone() };
-        let owner = runner.start("store-state", async move {
+        let owner = runner.start("store-state", lock, async move {
             run(&shared).await;
             shared.progress.send_modify(|progress| progress.ended = true);
         })?;

@@ -5,8 +5,8 @@
 //!
 //! The way of a transaction: `store` bounds it and proposes it through `raft`; `log` makes it durable, many in one sync;
 //! `machine` has `apply` decide it and admits the outcome to `state`, which is all in memory; `hub` wakes the watches;
-//! `flush` brings the state to rest in `file`, off everyone's way; `snapshot` carries it to another member. Both files
-//! are a `disk` on a `storage`, and `health` waits for them when they fail. `backup` takes it all out, and makes a store
+//! `flush` brings the state to rest in `file`, a `disk` on a `storage`, off everyone's way; `snapshot` carries it to
+//! another member. All files are a `volume`'s, and `health` waits for them when they fail. `backup` takes it all out, and makes a store
 //! of it again.
 //!
 //! Invariants: `apply` is deterministic; an acknowledged transaction is durable; all the puts of one transaction carry

@@ -105,7 +105,7 @@ impl Forwarded {
 /// What ends with the store.
 pub(crate) struct Running {
     pub(crate) owners: Vec<Owner>,
-    pub(crate) _lock: Option<DirLock>,
+    pub(crate) _lock: Option<Arc<DirLock>>,
 }
 
 impl Drop for Member {
@@ -142,7 +142,7 @@ impl Member {
     }
 
     pub(crate) fn counters(&self) -> [&Counters; 2] {
-        [self.log.disk().counters(), self.machine.file().disk().counters()]
+        [self.log.files().counters(), self.machine.file().disk().counters()]
     }
 
     /// Lets no more transactions in.

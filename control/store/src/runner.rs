@@ -12,6 +12,7 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::Semaphore;
 use tokio::task;
 
+use crate::disk::DirLock;
 use crate::types::Types;
 use crate::volume::Volume;
 
@@ -32,12 +33,17 @@ pub(crate) enum Owner {
 }
 
 impl Runner {
-    /// Starts what owns a file.
+    /// Starts what owns a file, and lets nobody else into the directory before it has ended.
     pub(crate) fn start(
         &self,
         name: &str,
+        lock: Option<Arc<DirLock>>,
         run: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<Owner> {
+        let run = async move {
+            run.await;
+            drop(lock);
+        };
         match self {
             Self::Threads => {
                 // A runtime of its own, so that it can end in good order when that of the callers is gone.

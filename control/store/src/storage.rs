@@ -29,6 +29,14 @@ impl Counters {
         self.syncs.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn synced(&self) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn wrote(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Bytes that were written.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -91,7 +99,7 @@ impl StorageBackend for Counting {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        self.counters.synced();
         let synced = self.file.sync();
         if synced.is_err() {
             self.counters.trusted.store(false, Ordering::Release);
@@ -100,7 +108,7 @@ impl StorageBackend for Counting {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.counters.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.counters.wrote(data.len());
         self.file.write(offset, data)
     }
 }

@@ -126,7 +126,7 @@ impl Store {
             let volume: Arc<dyn Volume> = Arc::new(Dir::new(&place));
             // A fresh identity: a member must never be taken for one that had another log.
             let (fresh_id, _) = uuid::Uuid::new_v4().as_u64_pair();
-            Files::open(place, Some(lock), &volume, Runner::Threads, fresh_id, history)
+            Files::open(place, Some(Arc::new(lock)), &volume, Runner::Threads, fresh_id, history)
         };
         let files = match tokio::task::spawn_blocking(open).await {
             Ok(files) => files.map_err(|error| OpenError::disk(&dir, error))?,
@@ -151,7 +151,7 @@ impl Store {
         let place = dir.to_owned();
         let open = move || {
             let lock = DirLock::acquire(&place)?;
-            Files::open(place, Some(lock), &volume, Runner::Threads, 1, HistoryBounds::default())
+            Files::open(place, Some(Arc::new(lock)), &volume, Runner::Threads, 1, HistoryBounds::default())
         };
         let files = tokio::task::spawn_blocking(open).await.unwrap();
         Self::start(dir, files.map_err(|error| OpenError::disk(dir, error))?, None).await
@@ -161,13 +161,14 @@ impl Store {
         let start = |detail: String| OpenError::Start { dir: dir.to_owned(), detail };
         let Files { lock, health, runner, log, writer, file, image, history } = files;
         let position = image.position.clone();
-        let (flusher, owner) = Flusher::start(file.clone(), health.clone(), runner.clone(), position.clone())
-            .map_err(|error| start(error.to_string()))?;
+        let (flusher, owner) =
+            Flusher::start(file.clone(), health.clone(), runner.clone(), lock.clone(), position.clone())
+                .map_err(|error| start(error.to_string()))?;
         let hub = Arc::new(Hub::new(State::restore(image, history)));
         let machine =
             Machine::new(hub.clone(), file, flusher, health.clone(), runner.clone(), &position, history);
         let mut owners = vec![owner];
-        match runner.start("store-log", writer) {
+        match runner.start("store-log", lock.clone(), writer) {
             Ok(writer) => owners.push(writer),
             Err(error) => {
                 close(&log, &machine, Running { owners, _lock: lock }).await;
@@ -441,7 +442,8 @@ pub(crate) fn create(dir: &Path, image: &Image) -> Result<(), OpenError> {
         }
         let (fresh_id, _) = uuid::Uuid::new_v4().as_u64_pair();
         let history = HistoryBounds::default();
-        let files = Files::open(dir.into(), Some(lock), &volume, Runner::Threads, fresh_id, history)?;
+        let files =
+            Files::open(dir.into(), Some(Arc::new(lock)), &volume, Runner::Threads, fresh_id, history)?;
         files.file.replace(image)
     };
     create().map_err(|error| OpenError::disk(dir, error))
@@ -458,13 +460,13 @@ async fn close(log: &LogStore, machine: &Machine, running: Running) {
     for owner in running.owners {
         owner.end().await;
     }
-    log.disk().close();
+    log.files().close();
     machine.file().disk().close();
 }
 
 /// Everything of a member that is on disk. Nothing is written before its owners start.
 struct Files {
-    lock: Option<DirLock>,
+    lock: Option<Arc<DirLock>>,
     health: Arc<Health>,
     runner: Runner,
     log: LogStore,
@@ -477,7 +479,7 @@ struct Files {
 impl Files {
     fn open(
         dir: PathBuf,
-        lock: Option<DirLock>,
+        lock: Option<Arc<DirLock>>,
         volume: &Arc<dyn Volume>,
         runner: Runner,
         fresh_id: u64,

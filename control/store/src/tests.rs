@@ -4,9 +4,10 @@ mod backup;
 mod cluster;
 mod codec;
 mod conformance;
-mod disk;
+pub(crate) mod disk;
 mod durability;
 mod faults;
+mod formats;
 mod fuzz;
 mod linear;
 mod net;
@@ -17,6 +18,9 @@ mod simulate;
 use serde_json::json;
 
 use crate::{Draft, HistoryBounds, Key, Precondition, Revision, Store, Txn};
+
+/// The first file of a log.
+const LOG: &str = "log-0000000000000001";
 
 fn key(name: &str) -> Key {
     Key::from(format!("/core/configmaps/default/{name}"))
@@ -31,7 +35,7 @@ fn draft(name: &str, value: &str) -> Draft {
     Draft::new(&object, [("metadata.name", name)])
 }
 
-fn put(name: &str, value: &str) -> Txn {
+pub(crate) fn put(name: &str, value: &str) -> Txn {
     Txn::new().put(key(name), Precondition::Any, draft(name, value))
 }
 

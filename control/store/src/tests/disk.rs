@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::{OpenError, Store, Volume, VolumeFile};
 
-pub(super) const NO_SPACE: i32 = 28;
-pub(super) const READ_ONLY: i32 = 30;
+pub(crate) const NO_SPACE: i32 = 28;
+pub(crate) const READ_ONLY: i32 = 30;
 const BROKEN: i32 = 5;
 
 /// What becomes of an operation that fails.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// Nothing was done.
     Refused(i32),
     /// Half of a write was.
@@ -24,7 +24,7 @@ pub(super) enum Fault {
     Reverted,
 }
 
-pub(super) const FAULTS: [Fault; 5] = [
+pub(crate) const FAULTS: [Fault; 5] = [
     Fault::Refused(NO_SPACE),
     Fault::Short(NO_SPACE),
     Fault::Refused(READ_ONLY),
@@ -46,6 +46,8 @@ struct Inner {
     /// Which file has which name, and which would after a power cut.
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
+    /// What was done to the names since they were synced.
+    unsynced_names: Vec<Naming>,
     /// How many operations there were.
     done: u64,
     /// From which on they fail, and how many of them.
@@ -55,8 +57,26 @@ struct Inner {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     inner: Arc<Mutex<Inner>>,
+}
+
+/// A change of the names, which happens as a whole.
+#[derive(Clone, Debug)]
+struct Naming {
+    gone: Option<String>,
+    new: Option<(String, usize)>,
+}
+
+impl Naming {
+    fn apply(&self, names: &mut BTreeMap<String, usize>) {
+        if let Some(gone) = &self.gone {
+            names.remove(gone);
+        }
+        if let Some((name, index)) = &self.new {
+            names.insert(name.clone(), *index);
+        }
+    }
 }
 
 /// An open file.
@@ -67,18 +87,20 @@ struct Open {
 }
 
 impl Machine {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let fault = Fault::Refused(BROKEN);
         let (names, durable_names) = Default::default();
-        let inner = Inner { files: Vec::new(), names, durable_names, done: 0, from: 0, count: 0, fault };
+        let unsynced_names = Vec::new();
+        let (files, done, from, count) = Default::default();
+        let inner = Inner { files, names, durable_names, unsynced_names, done, from, count, fault };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
-    pub(super) async fn start(&self, dir: &Path) -> Result<Store, OpenError> {
+    pub(crate) async fn start(&self, dir: &Path) -> Result<Store, OpenError> {
         Store::open_on(dir, self.volume()).await
     }
 
-    pub(super) fn volume(&self) -> Arc<dyn Volume> {
+    pub(crate) fn volume(&self) -> Arc<dyn Volume> {
         Arc::new(self.clone())
     }
 
@@ -86,28 +108,48 @@ impl Machine {
         self.inner.lock().unwrap()
     }
 
+    /// Puts a file there, durable.
+    pub(crate) fn put(&self, name: &str, bytes: Vec<u8>) {
+        let mut inner = self.inner();
+        inner.files.push(Image { durable: bytes.clone(), current: bytes, unsynced: Vec::new() });
+        let index = inner.files.len() - 1;
+        inner.names.insert(name.to_owned(), index);
+        inner.durable_names.insert(name.to_owned(), index);
+    }
+
+    /// Files that were ever made.
+    pub(crate) fn files(&self) -> usize {
+        self.inner().files.len()
+    }
+
     /// Writes, syncs and changes of length until now.
-    pub(super) fn done(&self) -> u64 {
+    pub(crate) fn done(&self) -> u64 {
         self.inner().done
     }
 
     /// Lets so many operations fail, once so many have succeeded.
-    pub(super) fn fail(&self, from: u64, count: u64, fault: Fault) {
+    pub(crate) fn fail(&self, from: u64, count: u64, fault: Fault) {
         let mut inner = self.inner();
         inner.from = inner.done + from;
         inner.count = count;
         inner.fault = fault;
     }
 
-    pub(super) fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.inner().count = 0;
     }
 
     /// The machine after a power cut: of what was not synced, as much survives as `survives` says, piece by piece.
-    pub(super) fn after_power_cut(&self, mut survives: impl FnMut() -> bool) -> Self {
+    pub(crate) fn after_power_cut(&self, mut survives: impl FnMut() -> bool) -> Self {
         let after = Self::new();
         let lost = self.inner();
-        for (name, index) in &lost.durable_names {
+        let mut names = lost.durable_names.clone();
+        for naming in &lost.unsynced_names {
+            if survives() {
+                naming.apply(&mut names);
+            }
+        }
+        for (name, index) in &names {
             let lost = &lost.files[*index];
             let mut image = Image { durable: lost.durable.clone(), ..Image::default() };
             for (offset, data) in &lost.unsynced {
@@ -132,6 +174,11 @@ impl Machine {
 }
 
 impl Inner {
+    fn name(&mut self, naming: Naming) {
+        naming.apply(&mut self.names);
+        self.unsynced_names.push(naming);
+    }
+
     /// Counts an operation, and tells whether it fails.
     fn count(&mut self, is_sync: bool) -> Option<Fault> {
         self.done += 1;
@@ -141,6 +188,16 @@ impl Inner {
         }
         self.count -= 1;
         Some(self.fault)
+    }
+}
+
+impl Machine {
+    /// Flips a bit of a file.
+    pub(crate) fn flip(&self, name: &str, at: usize) {
+        let mut inner = self.inner();
+        let index = inner.names[name];
+        inner.files[index].current[at] ^= 0x40;
+        inner.files[index].durable[at] ^= 0x40;
     }
 }
 
@@ -186,7 +243,7 @@ impl Volume for Machine {
         let index = self.change(|inner| {
             inner.files.push(Image::default());
             let index = inner.files.len() - 1;
-            inner.names.insert(name.to_owned(), index);
+            inner.name(Naming { gone: None, new: Some((name.to_owned(), index)) });
             Ok(index)
         })?;
         Ok(Box::new(Open { machine: self.clone(), index }))
@@ -194,14 +251,18 @@ impl Volume for Machine {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.change(|inner| {
-            let index = inner.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-            inner.names.insert(to.to_owned(), index);
+            let index = *inner.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+            inner.name(Naming { gone: Some(from.to_owned()), new: Some((to.to_owned(), index)) });
             Ok(())
         })
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.change(|inner| inner.names.remove(name).map(drop).ok_or(io::ErrorKind::NotFound.into()))
+        self.change(|inner| {
+            inner.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+            inner.name(Naming { gone: Some(name.to_owned()), new: None });
+            Ok(())
+        })
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -210,6 +271,7 @@ impl Volume for Machine {
             Some(fault) => Err(fault.error()),
             None => {
                 inner.durable_names = inner.names.clone();
+                inner.unsynced_names.clear();
                 Ok(())
             }
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{key, put, small_history, value, write};
+use super::{LOG, key, put, small_history, value, write};
 use crate::{Config, Event, OpenError, Precondition, RangeOptions, Revision, Store, Txn};
 
 async fn open(dir: &Path) -> Store {
@@ -134,7 +134,7 @@ fn damage(path: &Path, text: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_is_detected_and_never_served() {
-    for file in ["state.redb", "log.redb"] {
+    for file in ["state.redb", LOG] {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path()).await;
         write(&store, "a", "precious-value").await;

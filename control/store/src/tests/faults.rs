@@ -1,13 +1,15 @@
 //! Disks that lose what was not synced, that fail, and files that change under the store.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
 use super::disk::Machine;
-use super::{key, put, value, write};
+use super::{LOG, key, put, value, write};
+use crate::disk::{Disk, write_meta};
 use crate::{Config, Event, OpenError, Revision, Store};
 
 fn random(seed: u64) -> impl FnMut() -> u64 {
@@ -100,14 +102,14 @@ async fn a_flipped_byte_is_never_served() {
     let page = store.range("/", &Default::default()).unwrap();
     store.shutdown().await;
     let mut refused = 0;
-    for file in ["state.redb", "log.redb"] {
+    for file in ["state.redb", LOG] {
         let bytes = std::fs::read(origin.path().join(file)).unwrap();
         let used: Vec<_> =
             bytes.chunks(1024).enumerate().filter(|(_, part)| part.iter().any(|byte| *byte != 0)).collect();
         for (part, content) in used {
             let at = part * 1024 + content.iter().position(|byte| *byte != 0).unwrap();
             let dir = tempfile::tempdir().unwrap();
-            for other in ["state.redb", "log.redb"] {
+            for other in ["state.redb", LOG] {
                 std::fs::copy(origin.path().join(other), dir.path().join(other)).unwrap();
             }
             let mut damaged = bytes.clone();
@@ -143,13 +145,13 @@ async fn files_of_two_members_are_refused() {
         write(&store, "a", "1").await;
         store.shutdown().await;
     }
-    std::fs::copy(b.path().join("log.redb"), a.path().join("log.redb")).unwrap();
+    std::fs::copy(b.path().join(LOG), a.path().join(LOG)).unwrap();
     let error = Store::open(Config::new(a.path())).await.unwrap_err();
     assert!(matches!(&error, OpenError::Corrupt { .. }), "{error:?}");
     let report = crate::check(a.path()).unwrap();
     assert_eq!(report.problems, ["the state is another member's than the log"], "{report}");
     // A log that is gone takes the member's vote and identity with it.
-    std::fs::remove_file(b.path().join("log.redb")).unwrap();
+    std::fs::remove_file(b.path().join(LOG)).unwrap();
     let error = Store::open(Config::new(b.path())).await.unwrap_err();
     assert!(matches!(&error, OpenError::Corrupt { .. }), "{error:?}");
 }
@@ -158,7 +160,7 @@ async fn files_of_two_members_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_older_than_its_state_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, before) = (dir.path().join("log.redb"), dir.path().join("before"));
+    let (log, before) = (dir.path().join(LOG), dir.path().join("before"));
     for value in ["1", "2"] {
         let store = Store::open(Config::new(dir.path())).await.unwrap();
         write(&store, "a", value).await;
@@ -188,13 +190,13 @@ async fn a_check_reads_everything_and_changes_nothing() {
     assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
     // As after kill -9, with the state behind the log.
     let killed = tempfile::tempdir().unwrap();
-    for file in ["lock", "log.redb", "state.redb"] {
+    for file in ["lock", LOG, "state.redb"] {
         std::fs::copy(dir.path().join(file), killed.path().join(file)).unwrap();
     }
     let revision = store.revision();
     store.shutdown().await;
     for dir in [dir.path(), killed.path()] {
-        let files = ["log.redb", "state.redb"].map(|file| dir.join(file));
+        let files = [LOG, "state.redb"].map(|file| dir.join(file));
         let before = files.each_ref().map(|file| std::fs::read(file).unwrap());
         let report = crate::check(dir).unwrap();
         assert_eq!(report.problems, Vec::<String>::new(), "{report}");
@@ -209,23 +211,33 @@ async fn a_check_reads_everything_and_changes_nothing() {
 /// Every format at rest says which version it is, and one that this build does not know is named.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_another_version_is_refused_and_named() {
-    use crate::disk::{Disk, write_meta};
-    for (file, found) in [("log.redb", 0u32), ("log.redb", 2), ("state.redb", 0), ("state.redb", 2)] {
+    for (file, found, known) in
+        [(LOG, 0u32, 2), (LOG, 1, 2), (LOG, 3, 2), ("state.redb", 0, 1), ("state.redb", 2, 1)]
+    {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Config::new(dir.path())).await.unwrap();
         write(&store, "a", "1").await;
         store.shutdown().await;
-        let volume: Arc<dyn crate::Volume> = Arc::new(crate::volume::Dir::new(dir.path()));
-        let disk = Disk::existing(volume, file, &|_| Ok(())).unwrap();
-        let set =
-            |transaction: &redb::WriteTransaction| write_meta(transaction, "format", &found.to_le_bytes());
-        disk.write(redb::Durability::Immediate, set).unwrap();
-        disk.close();
+        if file == LOG {
+            let mut bytes = std::fs::read(dir.path().join(file)).unwrap();
+            crate::log::set_format(&mut bytes, found);
+            std::fs::write(dir.path().join(file), bytes).unwrap();
+        } else {
+            set_database_format(dir.path(), file, found);
+        }
         let error = Store::open(Config::new(dir.path())).await.unwrap_err();
         assert!(matches!(&error, OpenError::Version { .. }), "{error:?}");
-        let told = format!("{file}: format {found}, while this build reads 1");
+        let told = format!("{file}: format {found}, while this build reads {known}");
         assert!(error.to_string().contains(&told), "{error}");
         let report = crate::check(dir.path()).unwrap();
         assert_eq!(report.problems, [told], "{report}");
     }
+}
+
+fn set_database_format(dir: &Path, file: &'static str, format: u32) {
+    let volume: Arc<dyn crate::Volume> = Arc::new(crate::volume::Dir::new(dir));
+    let disk = Disk::existing(volume, file, &|_| Ok(())).unwrap();
+    let set = |transaction: &redb::WriteTransaction| write_meta(transaction, "format", &format.to_le_bytes());
+    disk.write(redb::Durability::Immediate, set).unwrap();
+    disk.close();
 }

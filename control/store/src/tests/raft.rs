@@ -41,7 +41,7 @@ impl Drop for Guard {
 fn build() -> (Guard, LogStore, Machine, Arc<Hub>) {
     let dir = tempfile::tempdir().unwrap();
     let (log, writer) = LogStore::open(&volume(&dir), health(&dir), Runner::Threads, 1).unwrap();
-    Runner::Threads.start("store-log", writer).unwrap();
+    Runner::Threads.start("store-log", None, writer).unwrap();
     let (machine, hub) = machine(&dir);
     (Guard { _dir: dir, log: log.clone(), machine: machine.clone() }, log, machine, hub)
 }
@@ -59,7 +59,8 @@ fn machine(dir: &TempDir) -> (Machine, Arc<Hub>) {
     let file = Arc::new(StateFile::open(&volume(dir), 1).unwrap());
     let image = file.load().unwrap();
     let position = image.position.clone();
-    let (flusher, _) = Flusher::start(file.clone(), health(dir), Runner::Threads, position.clone()).unwrap();
+    let (flusher, _) =
+        Flusher::start(file.clone(), health(dir), Runner::Threads, None, position.clone()).unwrap();
     let hub = Arc::new(Hub::new(State::restore(image, bounds)));
     (Machine::new(hub.clone(), file, flusher, health(dir), Runner::Threads, &position, bounds), hub)
 }
