@@ -44,6 +44,7 @@ suite! {
     a_watch_tells_old_and_new
     a_watch_resumes_from_any_revision_in_the_window
     a_slow_watch_is_cut_off
+    thousands_of_watches_share_one_history
     a_watch_of_a_quiet_prefix_survives_noise
     progress_follows_the_store
     shutdown_ends_everything
@@ -231,6 +232,34 @@ async fn a_slow_watch_is_cut_off(store: Store) {
         write(&store, "a", "1").await;
     }
     assert_eq!(watch.next().await, Err(WatchError::Lagged));
+}
+
+/// Every watch tells the very change that is in the history, and those that do not read hold on to none.
+async fn thousands_of_watches_share_one_history(store: Store) {
+    let from = store.revision();
+    let mut watches: Vec<_> = (0..4_000).map(|_| store.watch("/core/configmaps/", from).unwrap()).collect();
+    let revision = write(&store, "a", "1").await;
+    let (reading, slow) = watches.split_at_mut(2_000);
+    let mut first = None;
+    for watch in reading {
+        let Event::Change(change) = watch.next().await.unwrap() else { panic!() };
+        assert_eq!(change.revision, revision);
+        let first = first.get_or_insert_with(|| change.clone());
+        assert!(std::sync::Arc::ptr_eq(first, &change));
+    }
+    let weak = std::sync::Arc::downgrade(&first.unwrap());
+    let resumed = store.revision();
+    for _ in 0..9 {
+        write(&store, "a", "2").await;
+    }
+    for watch in slow {
+        assert_eq!(watch.next().await, Err(WatchError::Lagged));
+    }
+    assert_eq!(store.watch("/", resumed).unwrap_err().wanted, resumed, "beyond the window: list again");
+    // What nobody has read yet is kept by nobody, once the state has come to rest.
+    while weak.upgrade().is_some() {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 async fn a_watch_of_a_quiet_prefix_survives_noise(store: Store) {

@@ -5,13 +5,20 @@
 use bytes::Bytes;
 use lichen_fuzz::Fuzz;
 use openraft::BasicNode;
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use serde_json::json;
 
 use super::{draft, key};
 use crate::codec::seal_bytes;
 use crate::file::Position;
-use crate::types::{Command, Entry, LogId, Membership, Payload, decode_entry, encode_entry};
-use crate::{Change, Draft, Precondition, Record, Revision, Term, Txn};
+use crate::messages::{Envelope, Request, decode_reply, encode_reply};
+use crate::types::{
+    Command, Entry, LogId, Membership, Payload, SnapshotMeta, StoredMembership, Vote, decode_entry,
+    encode_entry,
+};
+use crate::{
+    Change, CommitError, Committed, DecodeError, Draft, Precondition, Record, Rejection, Revision, Term, Txn,
+};
 
 fn fuzz(name: &str) -> Fuzz {
     Fuzz::new(env!("CARGO_MANIFEST_DIR"), name)
@@ -121,4 +128,93 @@ fn positions_are_stable() {
         assert_eq!(again.encode().unwrap(), position.encode().unwrap());
         true
     });
+}
+
+fn requests() -> Vec<(&'static str, Request)> {
+    let last = LogId { leader_id: 3.into(), index: 17 };
+    let vote = Vote::new_committed(3, 1);
+    let txn = Txn::new().put(key("a"), Precondition::Absent, full());
+    let entries = vec![
+        Entry { log_id: LogId { leader_id: 3.into(), index: 18 }, payload: Payload::Blank },
+        Entry {
+            log_id: LogId { leader_id: 3.into(), index: 19 },
+            payload: Payload::Normal(Command(txn.clone().into())),
+        },
+    ];
+    let append = |entries, prev_log_id| {
+        Request::Append(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit: prev_log_id })
+    };
+    let meta = SnapshotMeta {
+        last_log_id: Some(last),
+        last_membership: StoredMembership::new(Some(last), Membership::default()),
+    };
+    vec![
+        ("append", append(entries, Some(last))),
+        ("heartbeat", append(Vec::new(), None)),
+        ("vote", Request::Vote(VoteRequest::new(vote, Some(last)))),
+        ("pre-vote", Request::PreVote(VoteRequest::new(vote, None))),
+        ("transfer", Request::Transfer(TransferLeaderRequest::new(vote, 2, Some(last)))),
+        ("commit", Request::Commit { term: 3, number: 4, txn: txn.into() }),
+        ("read-index", Request::ReadIndex),
+        ("piece", Request::Piece { transfer: 5, number: 6, bytes: Bytes::from_static(b"part") }),
+        ("install", Request::Install { transfer: 5, pieces: 7, vote, meta }),
+    ]
+}
+
+#[test]
+fn messages_are_stable() {
+    let encode = |request| Envelope { from: 1, to: 2, request }.encode().unwrap();
+    let examples = requests().into_iter().map(|(name, request)| (name, unsealed(&encode(request))));
+    fuzz("message").examples(examples).run(|bytes| {
+        let Ok(envelope) = Envelope::decode(&seal_bytes(bytes, 1)) else { return false };
+        let told = format!("{envelope:?}");
+        let again = Envelope::decode(&envelope.encode().unwrap()).unwrap();
+        assert_eq!(format!("{again:?}"), told);
+        true
+    });
+}
+
+#[test]
+fn messages_arrive_as_they_were_sent_or_not_at_all() {
+    for (name, request) in requests() {
+        let told = format!("{request:?}");
+        let sent = Envelope { from: 1, to: 2, request }.encode().unwrap();
+        let arrived = Envelope::decode(&sent).unwrap();
+        assert_eq!((arrived.from, arrived.to, format!("{:?}", arrived.request)), (1, 2, told), "{name}");
+        for cut in 0..sent.len() {
+            assert!(Envelope::decode(&sent[..cut]).is_err(), "{name} cut at {cut}");
+        }
+        for at in 0..sent.len() {
+            let mut damaged = sent.to_vec();
+            damaged[at] ^= 0x10;
+            assert!(Envelope::decode(&damaged).is_err(), "{name} damaged at {at}");
+        }
+        // A newer member's, whole: its version is named.
+        let newer = seal_bytes(&unsealed(&sent), 2);
+        let error = Envelope::decode(&newer).unwrap_err();
+        assert_eq!(error, DecodeError::Version { found: 2, known: 1 }, "{name}");
+    }
+}
+
+#[test]
+fn replies_arrive_as_they_were_sent_or_not_at_all() {
+    let replies: [Result<Committed, CommitError>; 5] = [
+        Ok(Committed { revision: Revision(9) }),
+        Err(CommitError::Unknown),
+        Err(CommitError::NotLeader { leader: Some(7) }),
+        Err(CommitError::Unavailable("why".into())),
+        Err(Rejection::Fenced { term: Term(4) }.into()),
+    ];
+    for reply in replies {
+        let sent = encode_reply(&reply);
+        assert_eq!(decode_reply::<Committed>(&sent).unwrap(), reply);
+        for at in 0..sent.len() {
+            let mut damaged = sent.to_vec();
+            damaged[at] ^= 0x10;
+            assert!(decode_reply::<Committed>(&damaged).is_err(), "{reply:?} damaged at {at}");
+        }
+        let newer = seal_bytes(&unsealed(&sent), 2);
+        let error = decode_reply::<Committed>(&newer).unwrap_err();
+        assert_eq!(error, DecodeError::Version { found: 2, known: 1 });
+    }
 }

@@ -40,8 +40,12 @@ struct Port {
 }
 
 impl Net {
-    fn port(&self, name: &str) -> Arc<dyn Network> {
+    pub(super) fn port(&self, name: &str) -> Arc<dyn Network> {
         Arc::new(Port { net: self.clone(), name: name.into() })
+    }
+
+    pub(super) fn add(&self, name: &str, store: &Store) {
+        self.inner.lock().unwrap().stores.insert(name.into(), store.clone());
     }
 
     fn store(&self, from: &str, to: &str) -> Option<Store> {
