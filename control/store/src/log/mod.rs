@@ -145,11 +145,9 @@ impl LogStore {
         };
         let (files, contents) = Files::open(volume, begin)?;
         // It was carried over, now or before a crash.
-        match volume.remove(previous::NAME) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(DiskError::io(previous::NAME, &error));
-            }
-            Ok(()) | Err(_) => {}
+        let carried = |error: io::Error| DiskError::io(previous::NAME, &error);
+        if volume.list().map_err(carried)?.iter().any(|name| name == previous::NAME) {
+            volume.remove(previous::NAME).map_err(carried)?;
         }
         let (files, facts) = (Arc::new(files), contents.facts);
         let tail = Tail {
