@@ -2,7 +2,9 @@
 //! runtime, where a simulation decides what time is.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use futures_util::FutureExt as _;
@@ -82,7 +84,7 @@ impl Runner {
     /// Waits, within what was lent, for what is handed to it or from it.
     pub(crate) fn wait<T>(&self, handed: impl Future<Output = T>) -> Option<T> {
         match self {
-            Self::Threads => Some(Handle::current().block_on(handed)),
+            Self::Threads => Some(park_until(handed)),
             Self::Tasks(_) => handed.now_or_never(),
         }
     }
@@ -112,6 +114,25 @@ impl Owner {
         };
         if !ended {
             tracing::error!("what owned a file of the store panicked");
+        }
+    }
+}
+
+/// Waits on a thread that may be blocked, within a future that is. A runtime does not wait within itself.
+fn park_until<T>(handed: impl Future<Output = T>) -> T {
+    struct Unpark(thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut handed = pin!(handed);
+    loop {
+        match handed.as_mut().poll(&mut context) {
+            Poll::Ready(out) => return out,
+            Poll::Pending => thread::park(),
         }
     }
 }
