@@ -215,7 +215,11 @@ async fn run(shared: &Shared) {
         let (batch, epoch) = {
             let mut pending = shared.pending();
             if !pending.dirty && !pending.urgent {
-                return;
+                if pending.stop {
+                    return;
+                }
+                // A snapshot has taken the place of what waited.
+                continue;
             }
             let fresh = Batch { position: pending.batch.position.clone(), ..Batch::default() };
             let batch = std::mem::replace(&mut pending.batch, fresh);

@@ -7,6 +7,7 @@
 pub mod plant;
 mod process;
 mod runtime;
+mod watching;
 
 pub use crate::raft::LogBounds;
 pub use process::Process;

@@ -36,8 +36,8 @@ pub const PLANTS: &[Plant] = &[
 
 /// Those of the store, which its own simulation finds.
 pub const STORE_PLANTS: &[Plant] = &[
-    Plant { name: "unsynced", switch: &plant::UNSYNCED, breaks: Invariant::History(Fault::Lost) },
-    Plant { name: "vote", switch: &plant::VOTE, breaks: Invariant::Election },
+    Plant { name: "unsynced", switch: &plant::UNSYNCED, breaks: Invariant::History(Fault::Contradiction) },
+    Plant { name: "vote", switch: &plant::VOTE, breaks: Invariant::Open },
     Plant { name: "stale-read", switch: &plant::STALE_READ, breaks: Invariant::History(Fault::Stale) },
     Plant { name: "watch-gap", switch: &plant::WATCH_GAP, breaks: Invariant::History(Fault::Gap) },
     Plant { name: "ahead", switch: &plant::AHEAD, breaks: Invariant::Agreement },

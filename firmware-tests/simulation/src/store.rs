@@ -14,13 +14,13 @@ mod net;
 mod watcher;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use lichen_firmware_tests::history::{Recorder, Revision, Rules};
 use lichen_store::simulation::LogBounds;
 use lichen_store::{HistoryBounds, Precondition, RangeOptions, Txn};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use self::client::{Client, draft};
@@ -148,8 +148,9 @@ impl World {
             kept_entries: size.log_entries / 4,
             lag_entries: size.log_entries * 2,
         };
-        let cluster = Cluster::new(dice.fork(), trace.clone(), history, log_bounds);
-        Self { size, dice, trace, recorder: Recorder::default(), cluster }
+        let recorder = Recorder::default();
+        let cluster = Cluster::new(dice.fork(), trace.clone(), recorder.clone(), history, log_bounds);
+        Self { size, dice, trace, recorder, cluster }
     }
 
     async fn play(&self) {
@@ -158,7 +159,7 @@ impl World {
             return;
         }
         let (stop, stopped) = watch::channel(false);
-        let (finish, finished) = watch::channel(None);
+        let finish = Finish::default();
         let fenced = Fenced::default();
         let clients: Vec<_> = (0..self.size.clients)
             .map(|number| {
@@ -186,7 +187,7 @@ impl World {
                     recorder: self.recorder.clone(),
                     cluster: self.cluster.clone(),
                 };
-                tokio::spawn(watcher.work(finished.clone()))
+                tokio::spawn(watcher.work(finish.clone()))
             })
             .collect();
         let nemesis = Nemesis::new(self.dice.fork(), self.trace.clone(), self.cluster.clone());
@@ -202,10 +203,11 @@ impl World {
             self.trace.violate(Invariant::Recovery, detail);
             return;
         };
-        finish.send_replace(Some(last));
+        finish.set(last);
         for watch in watches {
             let _ = watch.await;
         }
+        self.cluster.end().await;
         self.judge(&fenced);
     }
 
@@ -237,6 +239,12 @@ impl World {
             let states: Vec<_> =
                 members.iter().map(|(_, _, store)| store.range("/", &RangeOptions::default())).collect();
             if states.iter().all(|state| *state == states[0]) {
+                // Who was never taken in, or removed without an answer, tells watches nothing any more.
+                for (name, ..) in self.cluster.up() {
+                    if members.iter().all(|(member, ..)| *member != name) {
+                        self.cluster.kill(&name, false);
+                    }
+                }
                 return last.map(|last| last.0);
             }
             if states.iter().all(|state| state.as_ref().ok().map(|page| page.revision) == last) {
@@ -261,6 +269,32 @@ impl World {
                 self.trace.violate(Invariant::Fence, detail);
             }
             newest = *term;
+        }
+    }
+}
+
+/// The revision at which watches shall finish, once it is known.
+#[derive(Clone, Debug, Default)]
+struct Finish {
+    last: Arc<OnceLock<Revision>>,
+    known: Arc<Notify>,
+}
+
+impl Finish {
+    fn set(&self, last: Revision) {
+        // It is set once.
+        let _ = self.last.set(last);
+        self.known.notify_waiters();
+    }
+
+    fn get(&self) -> Option<Revision> {
+        self.last.get().copied()
+    }
+
+    async fn known(&self) {
+        let known = self.known.notified();
+        if self.get().is_none() {
+            known.await;
         }
     }
 }

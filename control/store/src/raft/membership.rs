@@ -80,7 +80,7 @@ impl Replica {
     pub(crate) async fn members_changed(&self, seen: &[MemberStatus]) {
         let mut metrics = self.raft.server_metrics();
         loop {
-            metrics.borrow_and_update();
+            drop(metrics.borrow_and_update());
             if self.members() != seen {
                 return;
             }

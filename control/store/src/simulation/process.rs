@@ -3,14 +3,14 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::LogBounds;
@@ -32,7 +32,8 @@ pub struct Process {
 
 #[derive(Debug)]
 struct Inner {
-    alive: watch::Sender<bool>,
+    alive: AtomicBool,
+    killed: Notify,
     /// How long a second of its clock takes, in thousandths.
     clock: AtomicU64,
     dice: AtomicU64,
@@ -53,7 +54,8 @@ impl Process {
     #[must_use]
     pub fn new(seed: u64, log_bounds: LogBounds) -> Self {
         let inner = Inner {
-            alive: watch::Sender::new(true),
+            alive: AtomicBool::new(true),
+            killed: Notify::new(),
             clock: AtomicU64::new(TRUE_CLOCK),
             dice: AtomicU64::new(seed),
             log_bounds,
@@ -77,7 +79,8 @@ impl Process {
 
     /// Kills it: nothing of it happens any more.
     pub fn kill(&self) {
-        self.inner.alive.send_replace(false);
+        self.inner.alive.store(false, Ordering::Release);
+        self.inner.killed.notify_waiters();
         let tasks = std::mem::take(&mut *self.tasks());
         tasks.aborts.iter().for_each(AbortHandle::abort);
     }
@@ -85,16 +88,17 @@ impl Process {
     /// Whether it was not killed.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        *self.inner.alive.borrow()
+        self.inner.alive.load(Ordering::Acquire)
     }
 
     /// Waits until it is killed.
     pub fn killed(&self) -> BoxFuture<'static, ()> {
-        let mut alive = self.inner.alive.subscribe();
         let process = self.clone();
         async move {
-            let _ = alive.wait_for(|alive| !alive).await;
-            drop(process);
+            let killed = process.inner.killed.notified();
+            if process.is_alive() {
+                killed.await;
+            }
         }
         .boxed()
     }

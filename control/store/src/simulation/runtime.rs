@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use openraft::OptionalSend;
 use openraft::async_runtime::AsyncRuntime;
-use openraft_rt_tokio::{TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, TokioRuntime, TokioWatch};
+use openraft_rt_tokio::{TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, TokioRuntime};
 
 use super::Process;
+use super::watching::Watching;
 
 /// The runtime. Outside a process it is tokio's.
 #[derive(Debug)]
@@ -56,7 +57,7 @@ impl AsyncRuntime for Runtime {
     type Timeout<R, T: Future<Output = R> + OptionalSend> = tokio::time::Timeout<T>;
     type ThreadLocalRng = Dice;
     type Mpsc = TokioMpsc;
-    type Watch = TokioWatch;
+    type Watch = Watching;
     type Oneshot = TokioOneshot;
     type Mutex<T: OptionalSend + 'static> = TokioMutex<T>;
 

@@ -5,12 +5,15 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lichen_firmware_tests::history::Recorder;
 use lichen_store::simulation::{LogBounds, Process};
 use lichen_store::{CommitError, HistoryBounds, OpenError, Peering, Simulated, Store};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::disk::Disk;
 use super::net::Net;
+use super::watcher::Observer;
 use crate::dice::Dice;
 use crate::trace::{Invariant, Trace, note};
 
@@ -49,6 +52,8 @@ pub(super) enum State {
 pub(super) struct Cluster {
     dice: Dice,
     trace: Trace,
+    recorder: Recorder,
+    observers: Arc<Mutex<Vec<JoinHandle<()>>>>,
     history: HistoryBounds,
     log_bounds: LogBounds,
     pub(super) net: Net,
@@ -58,9 +63,25 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub(super) fn new(dice: Dice, trace: Trace, history: HistoryBounds, log_bounds: LogBounds) -> Self {
+    pub(super) fn new(
+        dice: Dice,
+        trace: Trace,
+        recorder: Recorder,
+        history: HistoryBounds,
+        log_bounds: LogBounds,
+    ) -> Self {
         let net = Net::new(dice.fork(), trace.clone());
-        Self { dice, trace, history, log_bounds, net, members: Arc::default(), led: Arc::default() }
+        Self {
+            dice,
+            trace,
+            recorder,
+            observers: Arc::default(),
+            history,
+            log_bounds,
+            net,
+            members: Arc::default(),
+            led: Arc::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Member>> {
@@ -119,6 +140,14 @@ impl Cluster {
                 note!(self.trace, "{name} is up: member {id:016x}");
                 self.net.join(name, process.clone(), store.clone());
                 self.watch_lead(name, &process, &store);
+                let observer = Observer {
+                    who: format!("the observer of {name}"),
+                    recorder: self.recorder.clone(),
+                    process: process.clone(),
+                    store: store.clone(),
+                };
+                let observers = &self.observers;
+                observers.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(observer.work()));
                 State::Up(process, store)
             }
             Ok(Err(error)) => {
@@ -193,6 +222,17 @@ impl Cluster {
         if killed.is_some() {
             note!(self.trace, "{name} is killed{}", if power { ", its power cut" } else { "" });
             self.net.leave(name);
+        }
+    }
+
+    /// Kills everybody, and waits for what was seen of them.
+    pub(super) async fn end(&self) {
+        for name in self.names() {
+            self.kill(&name, false);
+        }
+        let observers = std::mem::take(&mut *self.observers.lock().unwrap_or_else(PoisonError::into_inner));
+        for observer in observers {
+            let _ = observer.await;
         }
     }
 
@@ -319,7 +359,12 @@ impl Cluster {
                 if let Some((_, process, store)) = self.leader() {
                     match self.call(&process, change(store)).await {
                         Some(Ok(())) => return,
-                        Some(Err(CommitError::Membership(why))) if why.contains("is there already") => return,
+                        // What was not answered may have happened.
+                        Some(Err(CommitError::Membership(why)))
+                            if why.contains("is there already") || why.contains("there is no member") =>
+                        {
+                            return;
+                        }
                         _ => {}
                     }
                 }

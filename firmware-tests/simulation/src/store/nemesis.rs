@@ -51,9 +51,31 @@ impl Nemesis {
             64..=70 => self.pause(name),
             71..=82 => self.disk(name),
             83..=86 => self.clock(name),
-            87..=92 => self.membership(&names),
+            87..=91 => self.membership(&names),
+            92..=95 => self.outage(names),
             _ => self.transfer(),
         }
+    }
+
+    /// Everybody's power fails, while the disks are busy.
+    fn outage(&self, names: Vec<String>) {
+        let (cluster, power) = (self.cluster.clone(), Duration::from_millis(self.dice.between(100, 1_500)));
+        for name in &names {
+            cluster.change(name, |member| {
+                member.disk.set(disk::Levels { sync_ms: (80, 400), ..disk::Levels::CALM });
+                Some(())
+            });
+        }
+        tokio::spawn(async move {
+            tokio::time::sleep(power).await;
+            for name in names {
+                cluster.kill(&name, true);
+                cluster.change(&name, |member| {
+                    member.disk.heal();
+                    Some(())
+                });
+            }
+        });
     }
 
     fn restart(&self) {

@@ -5,11 +5,10 @@ use std::time::Duration;
 use lichen_firmware_tests::history::{Change, End, Operation, Recorder, Revision, Told, Watched};
 use lichen_store::simulation::Process;
 use lichen_store::{Event, RangeOptions, Store, Watch, WatchError};
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::cluster::Cluster;
-use super::{WATCH_MAX, client};
+use super::{Finish, WATCH_MAX, client};
 use crate::dice::Dice;
 use crate::trace::{Trace, note};
 
@@ -37,16 +36,63 @@ enum Ended {
     Complete,
 }
 
+fn heard(event: &Event) -> Told {
+    match event {
+        Event::Change(change) => Told::Change(Change {
+            revision: change.revision.0,
+            key: change.key.to_string(),
+            value: change.new.as_ref().map(client::value),
+        }),
+        Event::Progress(revision) => Told::Progress(revision.0),
+    }
+}
+
+/// Sees everything that happens on a member from its start to its end, so that nothing happens which nobody saw.
+pub(super) struct Observer {
+    pub(super) who: String,
+    pub(super) recorder: Recorder,
+    pub(super) process: Process,
+    pub(super) store: Store,
+}
+
+impl Observer {
+    pub(super) async fn work(self) {
+        let Self { who, recorder, process, store } = self;
+        let prefix = String::from("/");
+        while process.is_alive() {
+            let (revision, mut told) = (store.revision(), Vec::new());
+            let end = match store.watch(&prefix, revision) {
+                Ok(mut watch) => loop {
+                    let event = tokio::select! {
+                        biased;
+                        // Even what the process did in its last moment, and what it did before it was paused.
+                        event = watch.next() => event,
+                        () = process.killed() => break End::Cut,
+                    };
+                    match event {
+                        Ok(event) => told.push(heard(&event)),
+                        Err(WatchError::Lagged) => break End::Compacted(store.revision().0),
+                        Err(WatchError::Closed) => break End::Cut,
+                    }
+                },
+                Err(_) => End::Compacted(store.revision().0),
+            };
+            let (who, prefix) = (who.clone(), prefix.clone());
+            recorder.watch(Watched { who, prefix, from: revision.0, told, end });
+        }
+    }
+}
+
 impl Watcher {
     /// Watches until it has told everything up to the revision at which it shall finish.
-    pub(super) async fn work(self, mut finish: watch::Receiver<Option<Revision>>) {
+    pub(super) async fn work(self, finish: Finish) {
         loop {
             let (from, mut told) = (self.list().await, Vec::new());
             let mut at = from;
             let end = loop {
                 let (_, process, store) = self.member().await;
                 let ended = match store.watch(&self.prefix, lichen_store::Revision(at)) {
-                    Ok(watch) => self.follow(watch, &process, &store, &mut at, &mut told, &mut finish).await,
+                    Ok(watch) => self.follow(watch, &process, &store, &mut at, &mut told, &finish).await,
                     Err(_) => Ended::Compacted(store.revision().0),
                 };
                 match ended {
@@ -56,7 +102,7 @@ impl Watcher {
                         Told::Progress(_) => true,
                     }),
                     Ended::Compacted(newest) => break End::Compacted(newest),
-                    Ended::Complete => break End::Complete(finish.borrow().unwrap_or_default()),
+                    Ended::Complete => break End::Complete(finish.get().unwrap_or_default()),
                 }
             };
             note!(self.trace, "{} was told {} things from {from} to {at}: {end:?}", self.who, told.len());
@@ -98,7 +144,7 @@ impl Watcher {
         store: &Store,
         at: &mut Revision,
         told: &mut Vec<Told>,
-        finish: &mut watch::Receiver<Option<Revision>>,
+        finish: &Finish,
     ) -> Ended {
         loop {
             match watch.progress() {
@@ -110,7 +156,7 @@ impl Watcher {
                 Err(WatchError::Lagged) => return Ended::Compacted(store.revision().0),
                 Err(WatchError::Closed) => return Ended::Cut,
             }
-            let last = *finish.borrow_and_update();
+            let last = finish.get();
             if last.is_some_and(|last| *at >= last) {
                 return Ended::Complete;
             }
@@ -119,7 +165,7 @@ impl Watcher {
                     biased;
                     () = process.killed() => None,
                     event = process.run(watch.next()) => Some(event),
-                    _ = finish.changed(), if last.is_none() => None,
+                    () = finish.known(), if last.is_none() => None,
                 }
             };
             let event = match last {
@@ -131,12 +177,7 @@ impl Watcher {
                 None => next.await,
             };
             match event {
-                Some(Ok(Event::Change(change))) => told.push(Told::Change(Change {
-                    revision: change.revision.0,
-                    key: change.key.to_string(),
-                    value: change.new.as_ref().map(client::value),
-                })),
-                Some(Ok(Event::Progress(revision))) => told.push(Told::Progress(revision.0)),
+                Some(Ok(event)) => told.push(heard(&event)),
                 Some(Err(WatchError::Lagged)) => return Ended::Compacted(store.revision().0),
                 Some(Err(WatchError::Closed)) => return Ended::Cut,
                 None if !process.is_alive() => return Ended::Cut,
