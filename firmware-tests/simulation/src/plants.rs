@@ -40,7 +40,7 @@ pub const STORE_PLANTS: &[Plant] = &[
     Plant { name: "vote", switch: &plant::VOTE, breaks: Invariant::Open },
     Plant { name: "stale-read", switch: &plant::STALE_READ, breaks: Invariant::History(Fault::Stale) },
     Plant { name: "watch-gap", switch: &plant::WATCH_GAP, breaks: Invariant::History(Fault::Gap) },
-    Plant { name: "ahead", switch: &plant::AHEAD, breaks: Invariant::Agreement },
+    Plant { name: "ahead", switch: &plant::AHEAD, breaks: Invariant::History(Fault::Wrong) },
     Plant { name: "repeat", switch: &plant::REPEAT, breaks: Invariant::History(Fault::Repeated) },
 ];
 
