@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lichen_api::pod::defaults::Patience;
 use lichen_gateway::{NODE_CERTIFICATE_TTL, SILENCE_GRACE};
 use lichen_mqtt::Access;
 use lichen_wire::session::Timing;
@@ -60,6 +61,8 @@ pub struct Config {
     pub cluster_init: bool,
     /// The cluster to join. Of no meaning for a server that has.
     pub join: Option<Join>,
+    /// How long pods stay on lost nodes unless they say so themselves.
+    pub patience: Patience,
     /// How long a node's certificate holds; a node renews it when most of that time has passed.
     pub node_certificate_ttl: Duration,
     /// The command that compiles one component: WebAssembly on its standard input, compiled code on its output.
@@ -82,6 +85,7 @@ impl Config {
             peer_addr: None,
             cluster_init: false,
             join: None,
+            patience: Patience::default(),
             node_certificate_ttl: NODE_CERTIFICATE_TTL,
             compile_worker: Vec::new(),
         }

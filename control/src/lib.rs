@@ -24,6 +24,7 @@ pub use config::{Broker, Config, Join};
 pub use member::{MEMBERS_PATH, MemberError};
 pub use server::{Server, StartError, TokenError};
 
+pub use lichen_api::pod::defaults::Patience;
 pub use lichen_mqtt::Access;
 
 pub use lichen_gateway::{

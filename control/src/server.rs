@@ -151,7 +151,7 @@ impl Server {
         let admin = authority.issue_client(ADMIN, Some(MASTERS_GROUP))?;
         let certificate = Rotating::server(authority.clone(), names(config, &ranges, member))?;
         let tls = |alpn: &[&[u8]]| certificate.server_config(alpn).map(Arc::new);
-        let registry = Registry::new(store.clone(), ranges, Sources::system());
+        let registry = Registry::new(store.clone(), ranges, Sources::system()).patient(config.patience);
         let command = CompileCommand::new(config.compile_worker.iter().map(Into::into).collect());
         let dir = config.data_dir.join("artifacts");
         let artifacts = Arc::new(match member {

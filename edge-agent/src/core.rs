@@ -102,7 +102,7 @@ pub(crate) struct Core {
     pub(crate) commands: Vec<(String, Command)>,
     dirty: BTreeSet<String>,
     /// Whether what waits to be made durable must be before anything else happens.
-    urgent: bool,
+    pub(crate) urgent: bool,
     flush_at: Option<Timestamp>,
     pub(crate) connected: watch::Sender<bool>,
     /// Whether the node is to leave the cluster.

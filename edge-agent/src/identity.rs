@@ -41,11 +41,12 @@ pub(crate) async fn obtain(config: &Config, broker: &Access) -> Result<Identity,
             token: token.clone(),
             node: config.node_name.clone(),
             csr: request.csr_der.clone(),
+            own_broker: is_own(broker),
             timeout: ATTEMPT,
         };
         match join(attempt).await {
             Ok(outcome) => break outcome,
-            Err(error) if may_pass(&error) && Instant::now() < until => {
+            Err(error) if may_pass(&error, is_own(broker)) && Instant::now() < until => {
                 let why = error.to_string();
                 if said != why {
                     warn!(error = why, "joining failed and is tried again");
@@ -68,11 +69,16 @@ pub(crate) async fn obtain(config: &Config, broker: &Access) -> Result<Identity,
     })
 }
 
-/// Whether the same could succeed a little later.
-fn may_pass(error: &JoinError) -> bool {
+/// Whether a broker is the cluster's own: then its certificate is held against the cluster's authority.
+pub(crate) fn is_own(broker: &Access) -> bool {
+    broker.ca_pem.is_none()
+}
+
+/// Whether the same could succeed a little later. What another's broker calls a refusal may have been made up by it.
+fn may_pass(error: &JoinError, own_broker: bool) -> bool {
     match error {
         JoinError::Connect { .. } | JoinError::Timeout(_) => true,
-        JoinError::Exchange(Exchange::Refused(reason)) => *reason == Refusal::Unavailable,
+        JoinError::Exchange(Exchange::Refused(reason)) => !own_broker || *reason == Refusal::Unavailable,
         JoinError::Exchange(_) => false,
     }
 }

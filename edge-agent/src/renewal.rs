@@ -171,6 +171,7 @@ impl Renewal {
                     server_name: None,
                     tls: identity::bare_tls(&self.broker, &self.identity)?,
                     login: self.broker.login.clone(),
+                    own_broker: identity::is_own(&self.broker),
                     timeout: ATTEMPT,
                 };
                 let renewed = lichen_link::renew(&venue, &joiner).await?;

@@ -20,8 +20,8 @@ impl Core {
         match event {
             LinkEvent::Connected { epoch, .. } => {
                 info!(epoch, "connected with the control plane");
-                self.sync.epoch = self.sync.epoch.max(epoch);
                 self.incarnation(&event);
+                self.follow(epoch);
                 self.connected.send_replace(true);
                 self.report_all();
             }
@@ -42,6 +42,16 @@ impl Core {
             LinkEvent::Synced { version } => self.synced(version),
             LinkEvent::Leave => self.leave(),
             LinkEvent::Stream { request, stream } => self.on_stream(&request, Box::new(stream)),
+        }
+    }
+
+    /// Notes whom the node follows before it tells it anything: a gateway of an earlier epoch is refused from here on, also
+    /// after a crash.
+    fn follow(&mut self, epoch: u64) {
+        if epoch > self.sync.epoch {
+            self.sync.epoch = epoch;
+            self.changes.push(Change::Sync(self.sync));
+            self.urgent = true;
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use jiff::{Span, SpanRelativeTo};
 use lichen_agent::{Agent, BrokerArguments};
-use lichen_control::{Access, Broker, Join, Server};
+use lichen_control::{Access, Broker, Join, Patience, Server};
 
 use crate::limits::raise_descriptors;
 
@@ -37,6 +37,14 @@ pub(crate) struct ServerArguments {
     /// A further host name or address that clients and nodes reach this server by. May be given several times.
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<String>,
+    /// How many seconds pods stay on a node that is not ready, unless they say so themselves [default: for good;
+    /// Kubernetes has 300].
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) default_not_ready_toleration_seconds: Option<u32>,
+    /// How many seconds pods stay on a node that is out of reach, unless they say so themselves [default: for good;
+    /// Kubernetes has 300].
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) default_unreachable_toleration_seconds: Option<u32>,
     /// How long a node's certificate holds; it is renewed by itself when most of that has passed.
     #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = duration)]
     pub(crate) node_certificate_ttl: Duration,
@@ -80,6 +88,10 @@ impl ServerArguments {
             hostname: hostname(),
             names: self.names.clone(),
             node_certificate_ttl: self.node_certificate_ttl,
+            patience: Patience {
+                not_ready_seconds: self.default_not_ready_toleration_seconds,
+                unreachable_seconds: self.default_unreachable_toleration_seconds,
+            },
             peer_addr: membership.peer_addr,
             cluster_init: membership.cluster_init,
             join: membership.join,

@@ -29,7 +29,8 @@ impl Reconciler for EventTtlController {
 
     fn reconcile(&self, view: &View, id: &ObjectId, now: Timestamp) -> Outcome {
         let Some(Object::Other(event)) = view.get(id) else { return Outcome::done() };
-        if is_deleting(&event.metadata) {
+        // Many kinds are held as this one is: which it is, only the key says.
+        if id.kind != Kind::EVENT || is_deleting(&event.metadata) {
             return Outcome::done();
         }
         let last = event.last_seen.unwrap_or(Timestamp::MIN).max(created(&event.metadata));

@@ -1,6 +1,7 @@
 //! Creating an object.
 
 use lichen_api::managed;
+use lichen_api::pod::defaults;
 use lichen_api::{Resource, Status, names};
 use lichen_store::{CommitError, Precondition, Revision, Txn};
 use serde_json::{Value, json};
@@ -97,6 +98,9 @@ impl Registry {
         } else {
             let manager = options.field_manager.as_deref().unwrap_or_else(|| identity.default_manager());
             managed::update(resource, None, &mut object, manager, now, "");
+        }
+        if resource.kind == "Pod" && resource.group.is_empty() {
+            defaults::tolerate(&mut object["spec"], self.patience);
         }
         resource.strategy.prepare_create(&mut object);
         let namespace_check = self.admit_create(resource, namespace, &mut object).map_err(Refused::Read)?;

@@ -8,6 +8,8 @@ use lichen_api::{Resource, Status};
 use lichen_store::{CommitError, Committed, Draft, Key, Precondition, Record, Revision, Store, Term, Txn};
 use serde_json::Value;
 
+use lichen_api::pod::defaults::Patience;
+
 use crate::AllocationRanges;
 use crate::error::{from_commit, unreadable};
 
@@ -60,6 +62,7 @@ pub struct Registry {
     pub(crate) inner: Arc<Inner>,
     fence: Option<Term>,
     guard: Option<(Key, Revision)>,
+    pub(crate) patience: Patience,
 }
 
 #[derive(Debug)]
@@ -79,7 +82,14 @@ impl Registry {
             inner: Arc::new(Inner { store, sources, ranges, allocating: Default::default() }),
             fence: None,
             guard: None,
+            patience: Patience::default(),
         }
+    }
+
+    /// The same registry, where new pods stay on lost nodes for as long as `patience` says.
+    #[must_use]
+    pub fn patient(&self, patience: Patience) -> Self {
+        Self { patience, ..self.clone() }
     }
 
     /// The same registry for what only the leader of a term may write: once another term has begun, nothing is.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lichen_mqtt::{Connection, Endpoint, Login, MqttError};
-use lichen_wire::join::{JOIN_BYTES_MAX, JoinError as Refused, Joined, Joiner, Token};
+use lichen_wire::join::{JOIN_BYTES_MAX, JoinError as Refused, Joined, Joiner, Refusal, Token};
 use lichen_wire::keys::NodeKey;
 use lichen_wire::topic::Topic;
 use thiserror::Error;
@@ -39,6 +39,8 @@ pub struct JoinConfig {
     pub node: String,
     /// The request for its certificate (PKCS #10, DER).
     pub csr: Vec<u8>,
+    /// Whether the broker is the cluster's own; see [`Venue::own_broker`].
+    pub own_broker: bool,
     /// How long to wait for the reply.
     pub timeout: Duration,
 }
@@ -84,6 +86,9 @@ pub struct Venue {
     pub tls: Arc<rustls::ClientConfig>,
     /// User and password, for a broker that wants them.
     pub login: Option<Login>,
+    /// Whether the broker is the cluster's own, so that what it passes on as the control plane's refusal is one. A refusal
+    /// cannot be authenticated: from another's broker it is believed only when the time is over and no reply came.
+    pub own_broker: bool,
     /// How long to wait for the reply.
     pub timeout: Duration,
 }
@@ -95,8 +100,8 @@ pub struct Venue {
 pub async fn join(config: JoinConfig) -> Result<JoinOutcome, JoinError> {
     let (private, nonce): ([u8; 32], [u8; 32]) = (rand::random(), rand::random());
     let joiner = Joiner::new(&config.token, &config.node, &config.csr, private, nonce)?;
-    let JoinConfig { broker, server_name, tls, login, timeout, .. } = config;
-    let venue = Venue { broker, server_name, tls, login, timeout };
+    let JoinConfig { broker, server_name, tls, login, own_broker, timeout, .. } = config;
+    let venue = Venue { broker, server_name, tls, login, own_broker, timeout };
     converse(&venue, config.token.id(), &joiner).await
 }
 
@@ -114,9 +119,13 @@ async fn converse(venue: &Venue, id: &str, joiner: &Joiner<'_>) -> Result<JoinOu
     let mut request = vec![0; JOIN_BYTES_MAX];
     let len = joiner.write_request(&mut request)?;
     request.truncate(len);
-    timeout(venue.timeout, exchange(venue, id, joiner, request.into()))
-        .await
-        .map_err(|_| JoinError::Timeout(venue.timeout))?
+    let mut claimed = None;
+    match timeout(venue.timeout, exchange(venue, id, joiner, request.into(), &mut claimed)).await {
+        Ok(exchanged) => exchanged,
+        Err(_) => {
+            Err(claimed.map_or(JoinError::Timeout(venue.timeout), |claimed| Refused::Refused(claimed).into()))
+        }
+    }
 }
 
 async fn exchange(
@@ -124,6 +133,7 @@ async fn exchange(
     token_id: &str,
     joiner: &Joiner<'_>,
     request: Bytes,
+    claimed: &mut Option<Refusal>,
 ) -> Result<JoinOutcome, JoinError> {
     let connect =
         |error: MqttError| JoinError::Connect { broker: venue.broker.clone(), reason: error.to_string() };
@@ -157,7 +167,12 @@ async fn exchange(
             let reply = receiver.next().await.map_err(connect)?;
             match joiner.finish(&reply.payload) {
                 Ok(joined) => return Ok::<_, JoinError>(outcome(joined)),
-                Err(refused @ Refused::Refused(_)) => return Err(refused.into()),
+                Err(refused @ Refused::Refused(_)) if venue.own_broker => return Err(refused.into()),
+                Err(Refused::Refused(reason)) => {
+                    if claimed.replace(reason) != Some(reason) {
+                        tracing::warn!(%reason, "the request is said to be refused; a true reply is waited for");
+                    }
+                }
                 // It answers somebody else who joins with the same token, or an earlier attempt.
                 Err(Refused::Mismatch) => {}
                 // Anyone on the way can have made this up: the true reply may still come.

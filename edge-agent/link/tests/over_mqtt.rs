@@ -356,6 +356,7 @@ async fn a_machine_joins_with_its_token_only() {
         token,
         node: "edge-1".into(),
         csr: b"request".to_vec(),
+        own_broker: true,
         timeout: PATIENCE,
     };
     let pin = world.authority.ca_digest();

@@ -225,6 +225,11 @@ impl Checks {
         }
     }
 
+    /// The epoch that was granted last.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
     /// How many containers were started so far.
     pub(crate) fn starts(&self) -> usize {
         self.lock().starts.len()

@@ -394,6 +394,13 @@ impl World {
             running: node.running().iter().map(ToString::to_string).collect(),
         });
         let found: Vec<Found> = found.collect();
-        settled(&mut self.known, &self.log.state(), &found)
+        settled(&mut self.known, &self.log.state(), &found)?;
+        let epoch = self.checks.epoch();
+        match self.nodes.iter().find(|node| node.contents().sync.epoch != epoch) {
+            Some(node) => {
+                Err(format!("{} would follow a gateway older than {epoch} after a crash", node.name))
+            }
+            None => Ok(()),
+        }
     }
 }

@@ -46,14 +46,31 @@ pub fn pod(spec: &mut Value) {
 /// What admission adds to a new pod: its account, its priority, and that it stays on a node which is not ready or out of
 /// reach, unless it says itself for how long.
 ///
-/// Kubernetes has pods stay there for 300 seconds. A node at the edge that is offline still runs its pods.
+/// Kubernetes has pods stay there for 300 seconds. A node at the edge that is offline still runs its pods, so that here they
+/// stay for good unless the cluster's [`Patience`] has an end.
 pub fn admission(spec: &mut Value) {
     set(spec, "serviceAccountName", "default");
     let account = spec["serviceAccountName"].clone();
     set(spec, "serviceAccount", account);
     set(spec, "priority", 0);
     set(spec, "preemptionPolicy", "PreemptLowerPriority");
-    for key in [taints::NOT_READY, taints::UNREACHABLE] {
+    tolerate(spec, Patience::default());
+}
+
+/// How long pods that do not say so themselves stay on a node that is not ready or out of reach; for good where not said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Patience {
+    /// On a node that is not ready.
+    pub not_ready_seconds: Option<u32>,
+    /// On a node that is out of reach.
+    pub unreachable_seconds: Option<u32>,
+}
+
+/// Gives a pod the tolerations by which it stays on such nodes, where it has none of its own.
+pub fn tolerate(spec: &mut Value, patience: Patience) {
+    for (key, seconds) in
+        [(taints::NOT_READY, patience.not_ready_seconds), (taints::UNREACHABLE, patience.unreachable_seconds)]
+    {
         let is = |value: &Value, wanted: &str| value.as_str().unwrap_or_default() == wanted;
         let own = spec["tolerations"].as_array().into_iter().flatten().any(|own| {
             let (key_said, effect) = (&own["key"], &own["effect"]);
@@ -63,7 +80,10 @@ pub fn admission(spec: &mut Value) {
             continue;
         }
         set(spec, "tolerations", json!([]));
-        let stays = json!({ "key": key, "operator": "Exists", "effect": taints::NO_EXECUTE });
+        let mut stays = json!({ "key": key, "operator": "Exists", "effect": taints::NO_EXECUTE });
+        if let Some(seconds) = seconds {
+            stays["tolerationSeconds"] = json!(seconds);
+        }
         if let Some(Value::Array(all)) = spec.get_mut("tolerations") {
             all.push(stays);
         }
@@ -192,6 +212,11 @@ mod tests {
             assert_eq!(spec, once);
         };
         check(Value::Null, &[&not_ready, &unreachable]);
+        let mut kubernetes = json!({});
+        tolerate(&mut kubernetes, Patience { not_ready_seconds: Some(300), unreachable_seconds: Some(300) });
+        let seconds = |at: usize| kubernetes["tolerations"][at]["tolerationSeconds"].as_u64();
+        assert_eq!((seconds(0), seconds(1), seconds(2)), (Some(300), Some(300), None));
+        check(kubernetes["tolerations"].clone(), &[]);
         check(json!([{"key": "gpu", "operator": "Exists"}]), &[&not_ready, &unreachable]);
         let mut leaves = unreachable.clone();
         leaves["tolerationSeconds"] = json!(30);

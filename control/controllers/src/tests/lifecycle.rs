@@ -197,11 +197,17 @@ fn events_are_forgotten_an_hour_after_they_last_happened() {
                        "involvedObject": {}, "lastTimestamp": "2026-01-01T00:30:00Z"});
     let id = id_of(&event);
     cluster.create(event);
+    let other =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "default", "name": "e"}});
+    let other = cluster.create(other);
     for (minutes, there) in [(0, true), (65, true), (24, true), (1, false)] {
         cluster.wait(Duration::from_secs(60 * minutes));
         cluster.settle();
         assert_eq!(cluster.value(&id).is_some(), there, "after {minutes} more minutes");
     }
+    // Whatever key the controller is asked for.
+    cluster.assert_at_rest();
+    assert!(cluster.value(&other).is_some());
 }
 
 #[test]

@@ -254,6 +254,7 @@ async fn simulate(
         token,
         node: name.clone(),
         csr: request.csr_der.clone(),
+        own_broker: true,
         timeout: PATIENCE,
     })
     .await?;
