@@ -9,27 +9,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use lichen_api::Status;
-use lichen_artifacts::Digest;
 use lichen_wire::FRAME_BYTES_MAX;
 use lichen_wire::keys::NodeKey;
 use lichen_wire::session::{Config, Event, Growable, ReportId, SendError, Session, StreamId};
-use lichen_wire::stream::{StreamError, StreamErrorCode, StreamRequest};
+use lichen_wire::stream::StreamErrorCode;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+mod streams;
 
 use crate::Shared;
 use crate::desired::{Delta, Start};
 use crate::happened::Happened;
 use crate::item::Kind;
-use crate::logs::{self, PipeIn, PipeOut};
+use crate::logs::{self, PipeOut};
 use crate::members::{self, MemberError};
-use crate::reports::Report;
-use crate::serve::{self, ArtifactRequest, StreamWriter};
-use crate::settle::write_reports;
+use crate::settle::{Queued, write_reports};
 use crate::wait::{AbortOnDrop, notified, sleep_until};
+use streams::Stream;
 
 /// Most frames of a node that wait for its task. What finds no room is dropped; the session sends it again.
 const FRAMES_QUEUED_MAX: usize = 128;
@@ -150,13 +150,6 @@ struct Sending {
     dirty: bool,
 }
 
-enum Stream {
-    /// From the node to a reader.
-    In(PipeIn),
-    /// To the node.
-    Out { task: AbortHandle, pending: Bytes, taken: Option<oneshot::Sender<()>>, end: bool },
-}
-
 struct NodeTask {
     shared: Arc<Shared>,
     node: String,
@@ -165,7 +158,7 @@ struct NodeTask {
     /// Counts the sessions that stood.
     number: u64,
     inputs: mpsc::Sender<Input>,
-    reports: mpsc::Sender<(u64, ReportId, Report)>,
+    reports: mpsc::Sender<Box<Queued>>,
     streams: BTreeMap<StreamId, Stream>,
     /// Woken by readers of streams.
     wake: Arc<Notify>,
@@ -262,7 +255,8 @@ impl NodeTask {
                 self.shared.presence.set(&self.node, false, Instant::now());
             }
             Happened::Report(id, report) => {
-                if self.reports.try_send((self.number, id, report)).is_err() {
+                let queued = Queued { session: self.number, id, report };
+                if self.reports.try_send(Box::new(queued)).is_err() {
                     // The session's own limit keeps a node that obeys it below this queue's.
                     tracing::error!(node = self.node, "a node reports more than it may");
                     self.close();
@@ -357,7 +351,8 @@ impl NodeTask {
         let before = reach.len();
         reach.extend(secrets);
         if reach.len() > before {
-            members::keep_reach(&self.shared.registry, &self.node, &reach).await?;
+            // Boxed, since every idle node would keep room for it otherwise.
+            Box::pin(members::keep_reach(&self.shared.registry, &self.node, &reach)).await?;
         }
         self.reach = Some(reach);
         Ok(())
@@ -464,125 +459,6 @@ impl NodeTask {
                 }
             }
             Input::Settled { .. } | Input::StreamWrite { .. } | Input::StreamEnd { .. } | Input::Stop => {}
-        }
-    }
-
-    fn opened(&mut self, id: StreamId, request: &[u8]) {
-        let artifacts = self.shared.artifacts.clone();
-        let writer = StreamWriter { id, session: self.number, inputs: self.inputs.clone() };
-        let task = match StreamRequest::read(request) {
-            Ok(StreamRequest::Artifact { image, profile, offset }) => {
-                let request = ArtifactRequest {
-                    node: self.node.clone(),
-                    image: image.to_owned(),
-                    profile: profile.to_owned(),
-                    offset,
-                };
-                tokio::spawn(serve::artifact(artifacts, request, writer))
-            }
-            Ok(StreamRequest::Image { image, platform }) => {
-                tokio::spawn(serve::image(artifacts, image.to_owned(), platform.to_owned(), writer))
-            }
-            Ok(StreamRequest::Blob { sha256, offset }) => {
-                tokio::spawn(serve::blob(artifacts, Digest::from_bytes(sha256), offset, writer))
-            }
-            Ok(StreamRequest::Logs { .. }) => {
-                return self.reset(id, StreamErrorCode::Invalid, "nodes have logs");
-            }
-            Ok(StreamRequest::Renew { request }) => {
-                let (joins, node) = (self.shared.joins.clone(), self.node.clone());
-                tokio::spawn(serve::renewal(joins, node, Bytes::copy_from_slice(request.0), writer))
-            }
-            Err(error) => {
-                tracing::warn!(node = self.node, %error, "a stream's request can't be read");
-                return self.reset(id, StreamErrorCode::Invalid, "the request can't be read");
-            }
-        };
-        let stream =
-            Stream::Out { task: task.abort_handle(), pending: Bytes::new(), taken: None, end: false };
-        self.streams.insert(id, stream);
-    }
-
-    /// Writes what waits for a stream, as far as it goes.
-    fn write_on(&mut self, id: StreamId) {
-        let Some(Stream::Out { pending, taken, end, .. }) = self.streams.get_mut(&id) else { return };
-        while !pending.is_empty() {
-            match self.session.stream_write(id, pending) {
-                Ok(0) => return,
-                Ok(written) => pending.advance(written),
-                Err(_) => return self.forget(id),
-            }
-        }
-        if let Some(taken) = taken.take() {
-            // Whoever wrote it may be gone.
-            let _ = taken.send(());
-        }
-        if *end {
-            let _ = self.session.stream_finish(id);
-            self.forget(id);
-        }
-    }
-
-    fn ended(&mut self, id: StreamId, error: Option<String>) {
-        if let (Some(Stream::In(pipe)), Some(error)) = (self.streams.get(&id), &error) {
-            pipe.fail(logs::status_of(error));
-        }
-        match self.streams.get(&id) {
-            Some(Stream::In(_)) => {
-                if error.is_none() {
-                    // This side has nothing to say on it either.
-                    let _ = self.session.stream_finish(id);
-                }
-                self.forget(id);
-            }
-            // A node that has asked says no more; what it asked for is still on its way.
-            Some(Stream::Out { .. }) if error.is_none() => {}
-            Some(Stream::Out { .. }) | None => self.forget(id),
-        }
-    }
-
-    /// Readers of streams have taken bytes or are gone.
-    fn readers_moved(&mut self) {
-        let mut gone = Vec::new();
-        for (id, stream) in &self.streams {
-            let Stream::In(pipe) = stream else { continue };
-            if pipe.is_closed() {
-                gone.push(*id);
-                continue;
-            }
-            let taken = pipe.taken();
-            if taken > 0 {
-                let _ = self.session.stream_grant(*id, taken);
-            }
-        }
-        for id in gone {
-            self.reset(id, StreamErrorCode::Unavailable, "the reader is gone");
-        }
-    }
-
-    fn reset(&mut self, id: StreamId, code: StreamErrorCode, message: &str) {
-        // A stream that has ended meanwhile needs no end.
-        let _ = self.session.stream_reset(id, &StreamError { code, message }.to_string());
-        self.forget(id);
-    }
-
-    fn forget(&mut self, id: StreamId) {
-        if let Some(Stream::Out { task, end, .. }) = self.streams.remove(&id)
-            && !end
-        {
-            task.abort();
-        }
-    }
-
-    /// The session is over, and its streams with it.
-    fn end_streams(&mut self) {
-        for stream in std::mem::take(&mut self.streams).into_values() {
-            match stream {
-                Stream::In(pipe) => {
-                    pipe.fail(Status::service_unavailable(format!("node {} was disconnected", self.node)));
-                }
-                Stream::Out { task, .. } => task.abort(),
-            }
         }
     }
 
