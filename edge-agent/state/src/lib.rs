@@ -11,13 +11,12 @@
 //! Deliberately absent: what pods, objects and addresses mean; anything that can be computed again.
 
 mod checkpoint;
+mod contents;
 #[cfg(test)]
 mod fuzz;
 mod memory;
 mod seal;
 
-pub use checkpoint::{
-    Broker, Change, Checkpoint, CommitError, Contents, FORMAT, Identity, Object, OpenError, Space, SyncState,
-    wipe,
-};
+pub use checkpoint::{Checkpoint, CommitError, FORMAT, OpenError, wipe};
+pub use contents::{Broker, Change, Contents, Identity, Object, Space, SyncState};
 pub use memory::Memory;
