@@ -8,6 +8,7 @@ pub mod history;
 pub mod kubectl;
 pub mod machine;
 pub mod mosquitto;
+pub mod mounts;
 pub mod network;
 pub mod process;
 pub mod tools;

@@ -3,42 +3,22 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use lichen_firmware_tests::tools;
+use lichen_firmware_tests::mounts;
 use lichen_store::{CommitError, Config, Draft, ErrorKind, Event, Key, OpenError, Precondition, Store, Txn};
 use serde_json::json;
 
-/// Where the child mounts a file system, in a mount namespace that ends with it.
-const CHILD_DIR: &str = "LICHEN_STORE_TEST_MOUNT";
 /// How often a store is asked whether the disk works again.
 const LOOK: Duration = Duration::from_millis(10);
 const FREE: &str = "free some space on its disk";
 
 #[test]
 fn a_file_system_that_is_full_or_read_only_is_survived() {
-    let dir = tempfile::tempdir().unwrap();
-    let namespace = Command::new("unshare").args(["--mount", "true"]).status();
-    if !namespace.is_ok_and(|status| status.success()) {
-        return tools::missing("a mount namespace takes root's rights and `unshare`");
-    }
-    let status = Command::new("unshare")
-        .arg("--mount")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-        .env(CHILD_DIR, dir.path())
-        .status()
-        .unwrap();
-    assert!(status.success());
-}
-
-/// Not a test of its own: what runs in the namespace.
-#[test]
-fn child() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(live(&Disk { root: dir.into() }));
+    mounts::in_own("a_file_system_that_is_full_or_read_only_is_survived", |dir| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.unwrap().block_on(live(&Disk { root: dir.into() }));
+    });
 }
 
 /// A file system in memory.
@@ -48,9 +28,7 @@ struct Disk {
 
 impl Disk {
     fn mount(&self, options: &str) {
-        let status =
-            Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(&self.root).status();
-        assert!(status.unwrap().success(), "{options}");
+        mounts::mount(&["-t", "tmpfs", "-o", options, "none"], &self.root);
     }
 
     fn store(&self) -> PathBuf {

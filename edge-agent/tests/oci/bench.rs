@@ -1,5 +1,6 @@
 //! An engine with a busybox image.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use lichen_workload::{
 
 /// Longer than any step takes; reaching it means that something hangs.
 const LONG: Duration = Duration::from_secs(60);
+/// Tells the process that is there for crun alone.
+const CRUN_ALONE: &str = "LICHEN_TEST_CRUN_ALONE";
 const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
 const APPLETS: [&str; 14] = [
     "cat", "echo", "grep", "hostname", "id", "ip", "ls", "printf", "pwd", "sh", "sleep", "tail", "touch",
@@ -28,6 +31,8 @@ pub(crate) struct Bench {
     pub(crate) runtime: OciRuntime,
     pub(crate) config: OciConfig,
     pub(crate) folder: tempfile::TempDir,
+    /// Held so that nobody else on this machine has containers of the same names: their control groups would be shared.
+    _turn: Arc<File>,
 }
 
 /// A bench for each engine that is here and can do with this machine. Where there is none the test cannot run: with `CI=true`
@@ -36,6 +41,8 @@ pub(crate) fn benches(test: &str) -> Vec<Bench> {
     let busybox = BUSYBOX.iter().map(Path::new).find(|path| path.is_file());
     let root =
         std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    let turn = Arc::new(File::create(std::env::temp_dir().join("lichen-oci-tests.lock")).unwrap());
+    turn.lock().unwrap();
     let found: Vec<Bench> = ["runc", "crun"]
         .into_iter()
         .filter_map(|engine| {
@@ -43,12 +50,11 @@ pub(crate) fn benches(test: &str) -> Vec<Bench> {
                 .map(|dir| Path::new(dir).join(engine))
                 .into_iter()
                 .find(|program| program.is_file())?;
-            // crun refuses control groups of both versions beside each other.
-            if engine == "crun" && Path::new("/sys/fs/cgroup/unified").exists() {
-                println!("crun is left out: control groups are in hybrid mode");
+            // crun refuses control groups of both versions beside each other; see `crun_alone`.
+            if engine == "crun" && is_hybrid() || engine != "crun" && std::env::var_os(CRUN_ALONE).is_some() {
                 return None;
             }
-            Some(Bench::new(engine, program, busybox.filter(|_| root)?, test))
+            Some(Bench::new(engine, program, busybox.filter(|_| root)?, test, turn.clone()))
         })
         .collect();
     if found.is_empty() {
@@ -59,8 +65,44 @@ pub(crate) fn benches(test: &str) -> Vec<Bench> {
     found
 }
 
+/// Has every other test run with crun in a process of its own, for which control groups of version 2 are not mounted. Does
+/// nothing where crun needs no such help, or is not installed while runc is.
+pub(crate) fn crun_alone(but: &str) {
+    if std::env::var_os(CRUN_ALONE).is_some() || !is_hybrid() {
+        return;
+    }
+    let is_there = |program: &str, argument: &str| {
+        Command::new(program).arg(argument).output().is_ok_and(|output| output.status.success())
+    };
+    if !is_there("crun", "--version") || !is_there("unshare", "--version") {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must be able to test crun");
+        return println!("skipped: crun takes crun and unshare");
+    }
+    let status = Command::new("unshare")
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            "umount -a -t cgroup2 && exec \"$@\"",
+            "sh",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--skip", but])
+        .env(CRUN_ALONE, "1")
+        .status();
+    assert!(status.unwrap().success(), "crun fails what is told above");
+}
+
+/// Whether control groups of both versions are mounted.
+fn is_hybrid() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.contains(" - cgroup ") && mounts.contains(" - cgroup2 ")
+}
+
 impl Bench {
-    fn new(engine: &'static str, program: PathBuf, busybox: &Path, test: &str) -> Self {
+    fn new(engine: &'static str, program: PathBuf, busybox: &Path, test: &str, turn: Arc<File>) -> Self {
         let folder = tempfile::Builder::new().prefix(&format!("lichen-oci-{test}-")).tempdir().unwrap();
         let layer = folder.path().join("layer.tar");
         let mut builder = tar::Builder::new(std::fs::File::create(&layer).unwrap());
@@ -79,7 +121,13 @@ impl Bench {
         let mut config = OciConfig::new(folder.path().join("containers"));
         config.shim = vec![env!("CARGO_BIN_EXE_lichen-agent").into(), "oci-shim".into()];
         config.engine = Some(program);
-        Self { engine, runtime: OciRuntime::new(config.clone(), SystemTime::now), config, folder }
+        Self {
+            engine,
+            runtime: OciRuntime::new(config.clone(), SystemTime::now),
+            config,
+            folder,
+            _turn: turn,
+        }
     }
 
     pub(crate) fn limit_logs(&mut self, logs: LogLimits) {

@@ -20,6 +20,11 @@ fn id(text: &str) -> ContainerId {
     ContainerId::new(text).unwrap()
 }
 
+#[test]
+fn crun_does_all_of_it_where_control_groups_are_hybrid() {
+    bench::crun_alone("crun_does_all_of_it_where_control_groups_are_hybrid");
+}
+
 #[tokio::test]
 async fn oci_containers_conform() {
     for bench in benches("conformance") {
