@@ -263,7 +263,6 @@ impl Recorder {
     }
 
     /// What was recorded until now.
-    #[must_use]
     pub fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
