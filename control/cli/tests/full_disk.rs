@@ -95,8 +95,8 @@ fn full(dir: &Path) {
     }
     let large = "x".repeat(100_000);
     // The same again would change nothing.
-    let refused = ["none", large.as_str()].into_iter().cycle().map(|value| bench.apply("large", value));
-    let refused = refused.filter(|output| !output.status.success()).next().unwrap();
+    let mut applied = ["none", large.as_str()].into_iter().cycle().map(|value| bench.apply("large", value));
+    let refused = applied.find(|output| !output.status.success()).unwrap();
     bench.refused(&refused, "free some space on its disk, and writing resumes by itself");
     bench.reads("before");
 

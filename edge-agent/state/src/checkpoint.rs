@@ -5,10 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
-use crate::contents::{Broker, Change, Contents, Identity, Object, Space, SyncState};
+use crate::contents::{Change, Contents, Object, Space};
 use crate::memory::Memory;
 use crate::seal::Sealer;
 
