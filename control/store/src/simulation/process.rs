@@ -70,10 +70,7 @@ impl Process {
     }
 
     /// Runs a future in the process. While that is paused it makes no step, and once that is killed never another one.
-    pub fn run<F: Future + Send>(&self, future: F) -> impl Future<Output = F::Output> + Send + use<F>
-    where
-        F: Send,
-    {
+    pub fn run<F: Future + Send>(&self, future: F) -> impl Future<Output = F::Output> + Send + use<F> {
         Scoped { process: self.clone(), future: Box::pin(future) }
     }
 
