@@ -90,7 +90,7 @@ impl Client {
 
     fn key(&self) -> String {
         let number = self.dice.between(0, self.keys - 1);
-        format!("/{}/{number}", if number % 2 == 0 { "a" } else { "b" })
+        format!("/{}/{number}", if number.is_multiple_of(2) { "a" } else { "b" })
     }
 
     async fn act(
