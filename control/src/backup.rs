@@ -21,6 +21,7 @@ use lichen_pki::{Authority, Handover, PkiError};
 use lichen_registry::Identity;
 use lichen_store::{Backup, BackupError, CommitError, OpenError, Store};
 
+use crate::encryption::{self, KeyError};
 use crate::member::{PKI, STORE};
 
 /// Where a backup is got from.
@@ -68,6 +69,9 @@ pub enum RestoreError {
     /// The authority in the backup can't be used.
     #[error("cannot use the cluster's authority")]
     Authority(#[from] PkiError),
+    /// The encryption key can't be made.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The store can't be made.
     #[error("cannot make the store")]
     Store(#[from] OpenError),
@@ -126,7 +130,11 @@ pub fn restore(path: &Path, data_dir: &Path) -> Result<Restored, RestoreError> {
         let authority = Handover { ca_pem: file(CA_CERTIFICATE)?, ca_key_pem: file(CA_KEY)? };
         std::fs::DirBuilder::new().mode(0o700).create(&making).map_err(failed(&making))?;
         Authority::adopt(&making.join(PKI), &authority)?;
-        backup.restore(&making.join(STORE), LEFT_OUT)?;
+        let store = lichen_store::Config {
+            encryption: Some(encryption::open(&making, None)?),
+            ..lichen_store::Config::new(making.join(STORE))
+        };
+        backup.restore(store, LEFT_OUT)?;
         sync_folder(&making).map_err(failed(&making))?;
         // An empty directory gives way.
         std::fs::rename(&making, data_dir).map_err(failed(data_dir))?;

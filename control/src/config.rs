@@ -63,6 +63,9 @@ pub struct Config {
     pub join: Option<Join>,
     /// How long pods stay on lost nodes unless they say so themselves.
     pub patience: Patience,
+    /// Where the key is that encrypts what is secret in the store; in the data directory, and made there, if this is not
+    /// given.
+    pub encryption_key_file: Option<PathBuf>,
     /// How long a node's certificate holds; a node renews it when most of that time has passed.
     pub node_certificate_ttl: Duration,
     /// The command that compiles one component: WebAssembly on its standard input, compiled code on its output.
@@ -86,6 +89,7 @@ impl Config {
             cluster_init: false,
             join: None,
             patience: Patience::default(),
+            encryption_key_file: None,
             node_certificate_ttl: NODE_CERTIFICATE_TTL,
             compile_worker: Vec::new(),
         }

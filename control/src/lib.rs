@@ -7,6 +7,7 @@ mod backup;
 pub mod cache;
 mod config;
 mod copies;
+mod encryption;
 mod essentials;
 mod executor;
 mod forward;
@@ -21,6 +22,7 @@ pub mod workqueue;
 
 pub use backup::{BACKUP_PATH, RestoreError, Restored, look, restore};
 pub use config::{Broker, Config, Join};
+pub use encryption::{KeyError, ROTATE_PATH};
 pub use member::{MEMBERS_PATH, MemberError};
 pub use server::{Server, StartError, TokenError};
 

@@ -2,7 +2,7 @@
 //!
 //! A server that knows no peer address is alone, as it always was. One that has an address keeps it in `member.json`, with
 //! the members that it joined, so that it needs neither flags nor token when it starts again. The order of what a server
-//! that joins makes durable is this: whom it joins, the authority's key, the authority's certificate, its store with an id
+//! that joins makes durable is this: whom it joins, the keys that it is given, the authority's certificate, its store with an id
 //! of its own. Wherever it dies in between, the next start goes on from there.
 
 mod api;
@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use lichen_peers::{Listener, MemberRecord, PORT, Peers, PeersError, Serving};
 use lichen_pki::{Authority, PkiError};
-use lichen_store::{CommitError, Store};
+use lichen_store::{CommitError, EncryptionKey, Store};
 use lichen_wire::join::Token;
 use serde::{Deserialize, Serialize};
 
 use crate::Config;
+use crate::encryption::{self, KeyError};
 pub use api::MEMBERS_PATH;
-pub(crate) use api::{JOIN_PATH, JoinMount, MembersMount};
+pub(crate) use api::{JOIN_PATH, JoinMount, MembersMount, respond};
 
 /// What is kept of the membership.
 const FILE: &str = "member.json";
@@ -92,6 +93,9 @@ pub enum MemberError {
     /// The authority can't be used or kept.
     #[error("cannot use the cluster's authority")]
     Pki(#[from] PkiError),
+    /// The encryption key can't be had.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The store does not open.
     #[error("cannot open the store")]
     Store(#[from] lichen_store::OpenError),
@@ -118,6 +122,7 @@ pub(crate) struct Contact {
 pub(crate) struct Opened {
     pub(crate) store: Store,
     pub(crate) authority: Arc<Authority>,
+    pub(crate) encryption_key: EncryptionKey,
     pub(crate) member: Option<Member>,
 }
 
@@ -162,8 +167,14 @@ impl Member {
 /// Opens a server's store: its own, or that of the cluster which it belongs to or joins.
 pub(crate) async fn open(config: &Config) -> Result<Opened, MemberError> {
     let pki = config.data_dir.join(PKI);
-    let store = lichen_store::Config::new(config.data_dir.join(STORE));
-    let Some((mut membership, listener)) = membership(config).await? else {
+    let found = membership(config).await?;
+    let encryption = encryption::open(&config.data_dir, config.encryption_key_file.as_deref())?;
+    let encryption_key = encryption.key.clone();
+    let store = lichen_store::Config {
+        encryption: Some(encryption),
+        ..lichen_store::Config::new(config.data_dir.join(STORE))
+    };
+    let Some((mut membership, listener)) = found else {
         // The store comes first: it is what a second server on the same directory is refused by.
         let store = Store::open(store).await?;
         let authority = match Authority::open_or_create(&pki) {
@@ -173,7 +184,7 @@ pub(crate) async fn open(config: &Config) -> Result<Opened, MemberError> {
                 return Err(error.into());
             }
         };
-        return Ok(Opened { store, authority, member: None });
+        return Ok(Opened { store, authority, encryption_key, member: None });
     };
     membership.listen = listener.address();
     let address = reachable(config, listener.address())?;
@@ -183,7 +194,10 @@ pub(crate) async fn open(config: &Config) -> Result<Opened, MemberError> {
     let joins = !membership.joined.is_empty();
     let store = Store::open_member(store, &address, joins, peers.network()).await?;
     match enter(&peers, &store, listener, &membership, &address).await {
-        Ok(serving) => Ok(Opened { store, authority, member: Some(Member { peers, serving, address }) }),
+        Ok(serving) => {
+            let member = Some(Member { peers, serving, address });
+            Ok(Opened { store, authority, encryption_key, member })
+        }
         Err(error) => {
             store.shutdown().await;
             Err(error)
@@ -236,6 +250,7 @@ async fn membership(config: &Config) -> Result<Option<(Membership, Listener)>, M
             let found = found.map_err(|why| MemberError::Join { server: join.server.clone(), why })?;
             let membership = Membership { listen: listener.address(), joined: found.members };
             write(dir, &membership)?;
+            encryption::adopt(dir, config.encryption_key_file.as_deref(), &found.encryption_key)?;
             Authority::adopt(&dir.join(PKI), &found.handover)?;
             return Ok(Some((membership, listener)));
         }

@@ -17,12 +17,13 @@ use lichen_gateway::{Purpose, broker};
 use lichen_peers::MemberRecord;
 use lichen_pki::{Authority, PkiError, Rotating};
 use lichen_registry::{AllocationRanges, Identity, MASTERS_GROUP, Registry, Sources};
-use lichen_store::Store;
+use lichen_store::{EncryptionKey, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::backup::{BACKUP_PATH, BackupMount};
 use crate::copies;
+use crate::encryption::{self, ROTATE_PATH, RotateMount};
 use crate::forward::{self, FromMembers, ToLeader};
 use crate::kubeconfig::{Kubeconfig, write_private};
 use crate::leading::{Leader, Leading, Owner, Venue};
@@ -125,8 +126,9 @@ impl Server {
         let data_dir = &config.data_dir;
         std::fs::create_dir_all(data_dir)
             .map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
-        let Opened { store, authority, member } = member::open(&config).await?;
-        match Server::join(&config, store.clone(), authority, member.as_ref()).await {
+        let Opened { store, authority, encryption_key, member } = member::open(&config).await?;
+        let keys = (authority, encryption_key);
+        match Server::join(&config, store.clone(), keys, member.as_ref()).await {
             Ok(mut server) => {
                 server.member = member;
                 Ok(server)
@@ -144,7 +146,7 @@ impl Server {
     async fn join(
         config: &Config,
         store: Store,
-        authority: Arc<Authority>,
+        (authority, encryption_key): (Arc<Authority>, EncryptionKey),
         member: Option<&Member>,
     ) -> Result<Server, StartError> {
         let ranges = AllocationRanges::default();
@@ -179,6 +181,7 @@ impl Server {
         let join = JoinMount {
             registry: registry.clone(),
             authority: authority.clone(),
+            encryption_key,
             is_member: peers.is_some(),
         };
         let api = lichen_apiserver::Config {
@@ -196,6 +199,7 @@ impl Server {
                 (JOIN_PATH.to_owned(), Arc::new(join)),
                 (MEMBERS_PATH.to_owned(), Arc::new(MembersMount(peers.clone()))),
                 (BACKUP_PATH.to_owned(), Arc::new(BackupMount::new(store.clone(), authority.clone()))),
+                (ROTATE_PATH.to_owned(), Arc::new(RotateMount(registry.clone()))),
             ],
         };
         let api = lichen_apiserver::build(api).await?;
@@ -235,6 +239,7 @@ impl Server {
             write_private(path, &kubeconfig.text(&store)).map_err(failed)?;
             background.spawn(kubeconfig.clone().keep(path.clone(), store.clone()));
         }
+        background.spawn(encryption::follow(store.clone()));
         if let Some(member) = member {
             background.spawn(copies::keep(artifacts, store.clone()));
             let reached = |address: SocketAddr| reached(config, Some(member), address);

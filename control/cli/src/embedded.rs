@@ -45,6 +45,10 @@ pub(crate) struct ServerArguments {
     /// Kubernetes has 300].
     #[arg(long, value_name = "SECONDS")]
     pub(crate) default_unreachable_toleration_seconds: Option<u32>,
+    /// Where the key is that encrypts Secrets in the server's files [default: encryption.key in its data directory, made
+    /// on the first start].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) encryption_key_file: Option<PathBuf>,
     /// How long a node's certificate holds; it is renewed by itself when most of that has passed.
     #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = duration)]
     pub(crate) node_certificate_ttl: Duration,
@@ -87,6 +91,7 @@ impl ServerArguments {
             broker: self.broker()?,
             hostname: hostname(),
             names: self.names.clone(),
+            encryption_key_file: self.encryption_key_file.clone(),
             node_certificate_ttl: self.node_certificate_ttl,
             patience: Patience {
                 not_ready_seconds: self.default_not_ready_toleration_seconds,

@@ -52,6 +52,9 @@ enum Command {
     /// Take nodes out of the cluster.
     #[command(subcommand)]
     Node(commands::node::Node),
+    /// Look after the encryption of Secrets in the servers' files.
+    #[command(subcommand)]
+    Secrets(commands::secrets::Secrets),
     /// Look after the files of a server that does not run.
     #[command(subcommand)]
     Store(commands::store::Store),
@@ -129,6 +132,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Token(command) => commands::token::run(&client()?, command).await,
         Command::Member(command) => commands::member::run(&client()?, command).await,
         Command::Node(command) => commands::node::run(&client()?, command).await,
+        Command::Secrets(command) => commands::secrets::run(&client()?, command).await,
         Command::Store(command) => commands::store::run(command).await,
         Command::Backup(arguments) => commands::backup::backup(&client()?, arguments).await,
         Command::Restore(arguments) => commands::backup::restore(arguments).await,

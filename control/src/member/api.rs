@@ -11,7 +11,7 @@ use lichen_gateway::Purpose;
 use lichen_peers::{PROTOCOL, Peers, PeersError};
 use lichen_pki::Authority;
 use lichen_registry::{Identity, Registry};
-use lichen_store::{CommitError, Role};
+use lichen_store::{CommitError, EncryptionKey, Role};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ pub const MEMBERS_PATH: &str = "/lichen/v1/members";
 pub(crate) struct JoinMount {
     pub(crate) registry: Registry,
     pub(crate) authority: Arc<Authority>,
+    pub(crate) encryption_key: EncryptionKey,
     pub(crate) is_member: bool,
 }
 
@@ -87,6 +88,7 @@ impl JoinMount {
             protocol: PROTOCOL,
             ca: handover.ca_pem,
             ca_key: handover.ca_key_pem,
+            encryption_key: self.encryption_key.text(),
             members: contact.collect(),
         };
         serde_json::to_value(reply).map_err(Status::internal)
@@ -156,7 +158,8 @@ fn refused(error: &CommitError) -> Status {
     }
 }
 
-fn respond(answer: Result<Value, Status>) -> Response<Body> {
+/// A JSON object, or the status that says why there is none.
+pub(crate) fn respond(answer: Result<Value, Status>) -> Response<Body> {
     let (code, body) = match answer {
         Ok(value) => (200, value),
         Err(status) => (status.code, status.to_json()),

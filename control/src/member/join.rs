@@ -14,6 +14,7 @@ use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use lichen_pki::{ClientTrust, Handover};
+use lichen_store::EncryptionKey;
 use lichen_wire::join::Token;
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub(super) struct JoinReply {
     pub(super) ca: String,
     /// The authority's key, PEM.
     pub(super) ca_key: String,
+    /// The key that encrypts what is secret in the members' files, as text.
+    pub(super) encryption_key: String,
     /// Where the members are.
     pub(super) members: Vec<Contact>,
 }
@@ -56,6 +59,7 @@ pub(super) struct JoinReply {
 /// What a server that joins was given.
 pub(super) struct Found {
     pub(super) handover: Handover,
+    pub(super) encryption_key: EncryptionKey,
     pub(super) members: Vec<Contact>,
 }
 
@@ -109,7 +113,8 @@ async fn exchange(server: &str, token: &Token) -> Result<Found, String> {
         return Err("the authority it sent is not the one that the token names".into());
     }
     let handover = Handover { ca_pem: reply.ca, ca_key_pem: reply.ca_key };
-    Ok(Found { handover, members: reply.members })
+    let encryption_key = EncryptionKey::parse(&reply.encryption_key).map_err(said)?;
+    Ok(Found { handover, encryption_key, members: reply.members })
 }
 
 fn said(error: impl fmt::Display) -> String {

@@ -9,12 +9,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::path::Path;
 
 use crate::codec::{DecodeError, Reader, put_bytes, put_u64};
 use crate::file::{Image, Position};
 use crate::snapshot::{read_piece, record_piece, write_piece};
-use crate::{Key, OpenError, Record, Revision};
+use crate::{Config, Key, OpenError, Record, Revision};
 
 /// What every backup begins with; its format's version follows.
 const MAGIC: &[u8; 8] = b"LICHENBK";
@@ -167,7 +166,7 @@ impl Backup {
 
     /// Makes a store of the records in a directory that has none, without those under some prefixes, and tells the
     /// revision at which it begins. Blocks.
-    pub fn restore(&self, dir: &Path, without: &[&str]) -> Result<Revision, OpenError> {
+    pub fn restore(&self, config: Config, without: &[&str]) -> Result<Revision, OpenError> {
         let kept = |key: &Key| !without.iter().any(|prefix| key.as_str().starts_with(prefix));
         let records: BTreeMap<_, _> = self
             .records
@@ -178,7 +177,7 @@ impl Backup {
         let revision = Revision(self.revision.0.saturating_add(REVISIONS_SKIPPED));
         let position =
             Position { revision, floor: revision, records: records.len() as u64, ..Position::default() };
-        crate::store::create(dir, &Image { position, records, history: Vec::new() })?;
+        crate::store::create(config, &Image { position, records, history: Vec::new() })?;
         Ok(revision)
     }
 }

@@ -1,4 +1,4 @@
-//! Looks at a store that nobody has open, and says whether it is whole. Changes nothing.
+//! Looks at a store that nobody has open, and says whether it is whole, which changes nothing; and gives it another key.
 //!
 //! Both files are read to their ends: redb's checksums, then the seal of each value, then what must hold between values
 //! and between the files. A file that was not closed is judged as a start would find it, after a recovery that happens in
@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::disk::DiskError;
+use crate::encryption::{Encryption, EncryptionKey, Vault};
 use crate::file::{Position, StateFile};
 use crate::log::{LogFacts, LogStore};
 use crate::volume::{Dir, Volume, VolumeFile};
@@ -64,18 +65,16 @@ impl fmt::Display for Report {
 }
 
 /// Checks the store in a directory. Blocks.
-pub fn check(dir: &Path) -> Result<Report, OpenError> {
-    let failed = |error: io::Error| OpenError::disk(dir, DiskError::io("lock", &error));
-    let lock = File::open(dir.join("lock")).map_err(failed)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { dir: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => return Err(failed(error)),
-    }
+pub fn check(dir: &Path, key: Option<&EncryptionKey>) -> Result<Report, OpenError> {
+    let _lock = lock(dir)?;
     let mut report = Report::default();
     let volume: Arc<dyn Volume> = Arc::new(Overlay { dir: Dir::new(dir) });
+    // Nothing is written, so it does not matter what would be encrypted.
+    let encryption = key.map(|key| Encryption { key: key.clone(), prefixes: Vec::new() });
+    let vault = Vault::look(&volume, encryption.as_ref()).map_err(|error| OpenError::disk(dir, error))?;
+    let vault = Arc::new(vault);
     let log = LogStore::look(&volume);
-    let state = StateFile::look(volume);
+    let state = StateFile::look(volume, vault);
     match &log {
         Ok((log, entries)) => {
             report.entries = *entries;
@@ -100,6 +99,23 @@ pub fn check(dir: &Path) -> Result<Report, OpenError> {
         report.problems.extend(contradictions(log, &image.position).into_iter().map(str::to_owned));
     }
     Ok(report)
+}
+
+/// Lets another key open what is encrypted in a directory. Blocks.
+pub fn rekey(dir: &Path, old: &EncryptionKey, new: &EncryptionKey) -> Result<(), OpenError> {
+    let _lock = lock(dir)?;
+    Vault::rewrap(&Dir::new(dir), old, new).map_err(|error| OpenError::disk(dir, error))
+}
+
+/// Keeps everybody else out while it is held.
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let failed = |error: io::Error| OpenError::disk(dir, DiskError::io("lock", &error));
+    let lock = File::open(dir.join("lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
 }
 
 /// What must not be between a log and the state beside it.

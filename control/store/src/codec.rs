@@ -27,6 +27,9 @@ pub enum DecodeError {
         /// The checksum of the bytes as they are.
         computed: u32,
     },
+    /// The value is encrypted with a key that is not here.
+    #[error("it is encrypted with a key that is not here")]
+    Encrypted,
     /// Something inside contradicts the format.
     #[error("{0} is not valid")]
     Malformed(&'static str),

@@ -40,6 +40,8 @@ pub(crate) enum DiskError {
     Corrupt { name: String, detail: String },
     #[error("{name}: format {found}, while this build reads {known}")]
     Version { name: String, found: u32, known: u32 },
+    #[error("{detail}")]
+    Key { detail: String },
     #[error("{name}: {detail}")]
     Io { name: String, kind: io::ErrorKind, detail: String },
     #[error("{name}: it is closed")]
@@ -60,7 +62,11 @@ impl DiskError {
     pub(crate) fn advice(&self) -> Option<&'static str> {
         match self {
             Self::Io { kind, .. } => Some(advice(*kind)),
-            Self::InUse { .. } | Self::Corrupt { .. } | Self::Version { .. } | Self::Closed { .. } => None,
+            Self::InUse { .. }
+            | Self::Corrupt { .. }
+            | Self::Version { .. }
+            | Self::Key { .. }
+            | Self::Closed { .. } => None,
         }
     }
 }
@@ -68,7 +74,9 @@ impl DiskError {
 impl From<DiskError> for io::Error {
     fn from(error: DiskError) -> Self {
         let kind = match &error {
-            DiskError::Corrupt { .. } | DiskError::Version { .. } => io::ErrorKind::InvalidData,
+            DiskError::Corrupt { .. } | DiskError::Version { .. } | DiskError::Key { .. } => {
+                io::ErrorKind::InvalidData
+            }
             DiskError::InUse { .. } => io::ErrorKind::ResourceBusy,
             DiskError::Io { kind, .. } => *kind,
             DiskError::Closed { .. } => io::ErrorKind::Other,

@@ -32,6 +32,14 @@ pub enum OpenError {
         /// Which format was found where.
         detail: String,
     },
+    /// It is encrypted with another key than the one that was given, or one was given for nothing.
+    #[error("{}: {detail}", dir.display())]
+    Key {
+        /// The directory.
+        dir: PathBuf,
+        /// Which key is wanted.
+        detail: String,
+    },
     /// It can't be read or written.
     #[error("{} can't be opened: {detail}", dir.display())]
     Io {
@@ -65,6 +73,7 @@ impl OpenError {
             DiskError::InUse { .. } => Self::InUse { dir },
             DiskError::Corrupt { .. } => Self::Corrupt { dir, detail },
             DiskError::Version { .. } => Self::Version { dir, detail },
+            DiskError::Key { .. } => Self::Key { dir, detail },
             DiskError::Io { .. } | DiskError::Closed { .. } => Self::Io { dir, detail },
         }
     }

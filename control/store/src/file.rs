@@ -9,8 +9,9 @@ use std::sync::Arc;
 use redb::{Durability, ReadTransaction, ReadableTable as _, ReadableTableMetadata as _};
 use redb::{TableDefinition, WriteTransaction};
 
-use crate::codec::{DecodeError, Reader, put_bytes, put_u64};
+use crate::codec::{DecodeError, Reader, put_bytes, put_u32, put_u64};
 use crate::disk::{Disk, DiskError, ReadError, read_meta, write_meta};
+use crate::encryption::Vault;
 use crate::log::MEMBER;
 #[cfg(feature = "simulation")]
 use crate::simulation::plant;
@@ -128,28 +129,29 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 pub(crate) struct StateFile {
     disk: Arc<Disk>,
+    vault: Arc<Vault>,
     member: u64,
 }
 
 impl StateFile {
     /// Opens what belongs to a member, or makes it empty. Blocks.
-    pub(crate) fn open(volume: &Arc<dyn Volume>, member: u64) -> Result<Self, DiskError> {
+    pub(crate) fn open(volume: &Arc<dyn Volume>, member: u64, vault: Arc<Vault>) -> Result<Self, DiskError> {
         let disk = Disk::open(volume, NAME, &|transaction| {
             transaction.open_table(RECORDS)?;
             transaction.open_table(HISTORY)?;
             write_meta(transaction, MEMBER, &member.to_le_bytes())
         })?;
-        let file = Self { disk: Arc::new(disk), member };
+        let file = Self { disk: Arc::new(disk), vault, member };
         file.verify_owner()?;
         Ok(file)
     }
 
     /// Whose state a file holds, and which, without opening it for anybody. Blocks.
-    pub(crate) fn look(volume: Arc<dyn Volume>) -> Result<(u64, Image), DiskError> {
+    pub(crate) fn look(volume: Arc<dyn Volume>, vault: Arc<Vault>) -> Result<(u64, Image), DiskError> {
         let disk = Arc::new(Disk::existing(volume, NAME, &|_| Ok(()))?);
         let owner = disk.read(|view| read_meta(view, MEMBER))?.unwrap_or_default();
         let member = Reader::new(&owner).u64().map_err(|error| disk.corrupt(MEMBER, error))?;
-        let image = Self { disk, member }.load()?;
+        let image = Self { disk, vault, member }.load()?;
         Ok((member, image))
     }
 
@@ -165,14 +167,18 @@ impl StateFile {
     pub(crate) fn verify(&self, saved: Option<&LogId>) -> Result<(), DiskError> {
         self.verify_owner()?;
         let found = self.disk.read(|view| {
-            each_record(view, |_, _| Ok(()))?;
-            each_change(view, |_| Ok(()))?;
+            self.each_record(view, |_, _| Ok(()))?;
+            self.each_change(view, |_| Ok(()))?;
             position(view)
         })?;
         if found.applied.as_ref() < saved {
             return Err(self.disk.corrupt("the state", "it is older than the one that was saved"));
         }
         Ok(())
+    }
+
+    pub(crate) fn vault(&self) -> &Vault {
+        &self.vault
     }
 
     pub(crate) fn disk(&self) -> &Arc<Disk> {
@@ -188,12 +194,12 @@ impl StateFile {
         self.disk.read_view(view, |view| {
             let position = position(view)?;
             let mut records = BTreeMap::new();
-            each_record(view, |key, record| {
+            self.each_record(view, |key, record| {
                 records.insert(key, record);
                 Ok(())
             })?;
             let mut history = Vec::new();
-            each_change(view, |change| {
+            self.each_change(view, |change| {
                 history.push(change);
                 Ok(())
             })?;
@@ -220,14 +226,14 @@ impl StateFile {
                     continue;
                 }
                 match record {
-                    Some(record) => records.insert(key.as_str(), &*record.encode())?,
+                    Some(record) => records.insert(key.as_str(), &*self.record(key, record)?)?,
                     None => records.remove(key.as_str())?,
                 };
             }
             let mut history = transaction.open_table(HISTORY)?;
             let floor = batch.position.floor.0;
             history.retain_in(..(floor + 1, 0), |_, _| false)?;
-            insert_history(&mut history, batch.history.iter().map(|change| &**change), floor)?;
+            self.insert_history(&mut history, batch.history.iter().map(|change| &**change), floor)?;
             save_position(transaction, &Position { records: records.len()?, ..batch.position.clone() })
         })
     }
@@ -239,27 +245,80 @@ impl StateFile {
             transaction.delete_table(HISTORY)?;
             let mut records = transaction.open_table(RECORDS)?;
             for (key, record) in &image.records {
-                records.insert(key.as_str(), &*record.encode())?;
+                records.insert(key.as_str(), &*self.record(key, record)?)?;
             }
             let mut history = transaction.open_table(HISTORY)?;
-            insert_history(&mut history, &image.history, image.position.floor.0)?;
+            self.insert_history(&mut history, &image.history, image.position.floor.0)?;
             save_position(transaction, &image.position)
         })
     }
+
+    /// Writes everything anew, so that what is encrypted is with the current key. Blocks.
+    pub(crate) fn encrypt_anew(&self) -> Result<(), DiskError> {
+        self.replace(&self.load()?)?;
+        self.vault.settle()
+    }
+
+    /// A record as it is written.
+    fn record(&self, key: &Key, record: &Record) -> Result<Vec<u8>, redb::Error> {
+        let place = key.as_str().as_bytes();
+        self.vault.protect(key, place, record.encode()).map_err(redb::Error::Io)
+    }
+
+    fn insert_history<'a>(
+        &self,
+        table: &mut redb::Table<'_, (u64, u32), &'static [u8]>,
+        changes: impl IntoIterator<Item = &'a Change>,
+        floor: u64,
+    ) -> Result<(), redb::Error> {
+        let mut last = (0, 0);
+        for change in changes.into_iter().filter(|change| change.revision.0 > floor) {
+            let place = if change.revision.0 == last.0 { last.1 + 1 } else { 0 };
+            last = (change.revision.0, place);
+            let encoded = self.vault.protect(&change.key, &history_place(last), change.encode());
+            table.insert(last, &*encoded.map_err(redb::Error::Io)?)?;
+        }
+        Ok(())
+    }
+
+    /// Visits every record of a view.
+    pub(crate) fn each_record(
+        &self,
+        view: &ReadTransaction,
+        mut visit: impl FnMut(Key, Record) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        for row in view.open_table(RECORDS)?.iter()? {
+            let (key, bytes) = row?;
+            let key = key.value();
+            let bytes = self.vault.reveal(key.as_bytes(), bytes.value()).map_err(ReadError::decode(key))?;
+            visit(Key::new(key), Record::decode(&bytes).map_err(ReadError::decode(key))?)?;
+        }
+        Ok(())
+    }
+
+    /// Visits the history of a view.
+    pub(crate) fn each_change(
+        &self,
+        view: &ReadTransaction,
+        mut visit: impl FnMut(Change) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        for row in view.open_table(HISTORY)?.iter()? {
+            let (place, bytes) = row?;
+            let place = place.value();
+            let what = |error| ReadError::Decode { what: format!("history {place:?}"), error };
+            let bytes = self.vault.reveal(&history_place(place), bytes.value()).map_err(what)?;
+            visit(Change::decode(&bytes).map_err(what)?)?;
+        }
+        Ok(())
+    }
 }
 
-fn insert_history<'a>(
-    table: &mut redb::Table<'_, (u64, u32), &'static [u8]>,
-    changes: impl IntoIterator<Item = &'a Change>,
-    floor: u64,
-) -> Result<(), redb::Error> {
-    let mut last = (0, 0);
-    for change in changes.into_iter().filter(|change| change.revision.0 > floor) {
-        let place = if change.revision.0 == last.0 { last.1 + 1 } else { 0 };
-        last = (change.revision.0, place);
-        table.insert(last, &*change.encode())?;
-    }
-    Ok(())
+/// Where a change lies, for what binds it to its place.
+fn history_place((revision, place): (u64, u32)) -> Vec<u8> {
+    let mut out = Vec::with_capacity(12);
+    put_u64(&mut out, revision);
+    put_u32(&mut out, place);
+    out
 }
 
 fn save_position(transaction: &WriteTransaction, position: &Position) -> Result<(), redb::Error> {
@@ -272,32 +331,4 @@ fn position(view: &ReadTransaction) -> Result<Position, ReadError> {
         Some(bytes) => Position::decode(&bytes).map_err(ReadError::decode(POSITION)),
         None => Ok(Position::first()),
     }
-}
-
-/// Visits every record of a view.
-pub(crate) fn each_record(
-    view: &ReadTransaction,
-    mut visit: impl FnMut(Key, Record) -> Result<(), ReadError>,
-) -> Result<(), ReadError> {
-    for row in view.open_table(RECORDS)?.iter()? {
-        let (key, bytes) = row?;
-        let record = Record::decode(bytes.value()).map_err(ReadError::decode(key.value()))?;
-        visit(Key::new(key.value()), record)?;
-    }
-    Ok(())
-}
-
-/// Visits the history of a view.
-pub(crate) fn each_change(
-    view: &ReadTransaction,
-    mut visit: impl FnMut(Change) -> Result<(), ReadError>,
-) -> Result<(), ReadError> {
-    for row in view.open_table(HISTORY)?.iter()? {
-        let (place, bytes) = row?;
-        let what = || format!("history {:?}", place.value());
-        let change =
-            Change::decode(bytes.value()).map_err(|error| ReadError::Decode { what: what(), error })?;
-        visit(change)?;
-    }
-    Ok(())
 }

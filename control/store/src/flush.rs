@@ -197,6 +197,12 @@ impl Flusher {
         Ok(())
     }
 
+    /// Has everything at rest encrypted with the current key.
+    pub(crate) async fn encrypt_anew(&self) -> Result<(), DiskError> {
+        let _writing = self.shared.writing.lock().await;
+        self.shared.persist(StateFile::encrypt_anew).await
+    }
+
     /// Asks the owner to save what there is and end.
     pub(crate) fn stop(&self) {
         self.shared.pending().stop = true;

@@ -61,6 +61,10 @@ impl Machine {
         &self.file
     }
 
+    pub(crate) fn runner(&self) -> &Runner {
+        &self.runner
+    }
+
     pub(crate) fn flusher(&self) -> &Flusher {
         &self.flusher
     }

@@ -2,6 +2,7 @@
 //! answers the others.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -214,6 +215,33 @@ impl Member {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Sees to it that all at rest is encrypted with a key of this generation or a later one, and that no older key is
+    /// left.
+    pub(crate) async fn rotate_key(&self, generation: u64) -> Result<(), CommitError> {
+        let failed = |error: io::Error| CommitError::Unavailable(error.to_string());
+        let runner = self.machine.runner();
+        let (machine, log) = (self.machine.clone(), self.log.clone());
+        let rotate = async move {
+            let vault = machine.file().vault();
+            if vault.generation().is_none_or(|done| done < generation) {
+                vault.rotate(generation)?;
+            }
+            // Whatever the log has taken in by now may have been encrypted before.
+            vault.bound(log.next_index())?;
+            if vault.is_pending() { machine.flusher().encrypt_anew().await } else { Ok(()) }
+        };
+        runner.lend(rotate).await.map_err(failed)?.map_err(|error| failed(error.into()))?;
+        if self.machine.file().vault().retired_until().is_none() {
+            return Ok(());
+        }
+        self.replica.compact().await?;
+        // A crash must not bring back what only an old key reads.
+        self.log.flush().await.map_err(failed)?;
+        let (machine, log) = (self.machine.clone(), self.log.clone());
+        let forget = async move { machine.file().vault().forget(log.first_index()) };
+        runner.lend(forget).await.map_err(failed)?.map_err(|error| failed(error.into()))
     }
 
     /// Waits for another leader, or a little; not for ever, and not at all where there can be no other.

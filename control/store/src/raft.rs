@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::type_config::TypeConfigExt as _;
 use openraft::{BasicNode, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
@@ -37,6 +37,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the others may take to confirm that this member leads.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a snapshot may take before it is asked for again.
+const COMPACT_AGAIN: Duration = Duration::from_millis(200);
 /// How often a leader that can't write tries to hand over.
 const YIELD_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -211,22 +213,23 @@ impl Replica {
         applied(&self.raft, index, timeout).await
     }
 
-    /// Brings the state to rest and drops the log before it.
-    #[cfg(test)]
-    pub(crate) async fn compact(&self) {
-        let applied = self.raft.metrics().borrow_watched().last_applied;
-        let done = |metrics: &openraft::RaftMetrics<Types>| metrics.snapshot >= applied;
-        let purged = |metrics: &openraft::RaftMetrics<Types>| metrics.purged >= applied;
-        // While the state can't be saved a request for a snapshot is dropped.
+    /// Brings the state to rest and drops the log before it. While the state can't be saved, it waits.
+    pub(crate) async fn compact(&self) -> Result<(), CommitError> {
+        let Some(applied) = self.raft.metrics().borrow_watched().last_applied else { return Ok(()) };
+        let done = |metrics: &openraft::RaftMetrics<Types>| metrics.snapshot >= Some(applied);
+        let purged = |metrics: &openraft::RaftMetrics<Types>| metrics.purged >= Some(applied);
+        let ended = |error: Fatal<Types>| CommitError::Closed(error.to_string());
+        // A request for a snapshot is dropped while the state can't be saved.
         loop {
-            self.raft.trigger().snapshot().await.unwrap();
-            let wait = self.raft.wait(Some(Duration::from_millis(200)));
+            self.raft.trigger().snapshot().await.map_err(ended)?;
+            let wait = self.raft.wait(Some(COMPACT_AGAIN));
             if wait.metrics(done, "the snapshot").await.is_ok() {
                 break;
             }
         }
-        self.raft.trigger().purge_log(applied.unwrap().index).await.unwrap();
-        self.raft.wait(Some(Duration::from_secs(20))).metrics(purged, "the purge").await.unwrap();
+        self.raft.trigger().purge_log(applied.index).await.map_err(ended)?;
+        let wait = self.raft.wait(None).metrics(purged, "the purge").await;
+        wait.map(drop).map_err(|error| CommitError::Closed(error.to_string()))
     }
 
     /// Stops everything that was started here.

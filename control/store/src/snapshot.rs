@@ -11,7 +11,7 @@ use redb::ReadTransaction;
 
 use crate::codec::{self, DecodeError, Reader, put_bytes, put_u32};
 use crate::disk::ReadError;
-use crate::file::{Image, Position, StateFile, each_change, each_record};
+use crate::file::{Image, Position, StateFile};
 use crate::types::CommittedLeaderId;
 use crate::{Change, Key, Record};
 
@@ -55,10 +55,10 @@ impl SnapshotData {
                 piece(BEGIN, &file.position(view)?.encode()?)?;
                 let failed = |error: io::Error| ReadError::from(redb::Error::Io(error));
                 file.disk().read_view(view, |view| {
-                    each_record(view, |key, record| {
+                    file.each_record(view, |key, record| {
                         piece(RECORD, &record_piece(&key, &record)).map_err(failed)
                     })?;
-                    each_change(view, |change| piece(CHANGE, &change.encode()).map_err(failed))
+                    file.each_change(view, |change| piece(CHANGE, &change.encode()).map_err(failed))
                 })?;
             }
             Self::Image(image) => {

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::check::contradictions;
 use crate::disk::{DirLock, DiskError};
+use crate::encryption::{Encryption, Vault};
 use crate::file::{Image, StateFile};
 use crate::flush::Flusher;
 use crate::health::Health;
@@ -38,12 +39,15 @@ pub struct Config {
     pub dir: PathBuf,
     /// How much of the past is kept.
     pub history: HistoryBounds,
+    /// What is encrypted in the files, and with which key. A store that was plain becomes encrypted; one that is encrypted
+    /// opens with its key only.
+    pub encryption: Option<Encryption>,
 }
 
 impl Config {
     /// The defaults, in a directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), history: HistoryBounds::default() }
+        Self { dir: dir.into(), history: HistoryBounds::default(), encryption: None }
     }
 }
 
@@ -119,14 +123,15 @@ impl Store {
     }
 
     async fn open_with(config: Config, peering: Option<Peering>) -> Result<Self, OpenError> {
-        let Config { dir, history } = config;
+        let Config { dir, history, encryption } = config;
         let place = dir.clone();
         let open = move || {
             let lock = DirLock::acquire(&place)?;
             let volume: Arc<dyn Volume> = Arc::new(Dir::new(&place));
             // A fresh identity: a member must never be taken for one that had another log.
             let (fresh_id, _) = uuid::Uuid::new_v4().as_u64_pair();
-            Files::open(place, Some(Arc::new(lock)), &volume, Runner::Threads, fresh_id, history)
+            let keep = Keep { fresh_id, history, encryption };
+            Files::open(place, Some(Arc::new(lock)), &volume, Runner::Threads, &keep)
         };
         let files = match tokio::task::spawn_blocking(open).await {
             Ok(files) => files.map_err(|error| OpenError::disk(&dir, error))?,
@@ -141,7 +146,8 @@ impl Store {
         let Simulated { volume, fresh_id, history } = ground;
         // Only what is said of it.
         let dir = PathBuf::from("store");
-        let files = Files::open(dir.clone(), None, &volume, Runner::Tasks(volume.clone()), fresh_id, history);
+        let keep = Keep { fresh_id, history, encryption: None };
+        let files = Files::open(dir.clone(), None, &volume, Runner::Tasks(volume.clone()), &keep);
         Self::start(&dir, files.map_err(|error| OpenError::disk(&dir, error))?, peering).await
     }
 
@@ -151,7 +157,8 @@ impl Store {
         let place = dir.to_owned();
         let open = move || {
             let lock = DirLock::acquire(&place)?;
-            Files::open(place, Some(Arc::new(lock)), &volume, Runner::Threads, 1, HistoryBounds::default())
+            let keep = Keep { fresh_id: 1, history: HistoryBounds::default(), encryption: None };
+            Files::open(place, Some(Arc::new(lock)), &volume, Runner::Threads, &keep)
         };
         let files = tokio::task::spawn_blocking(open).await.unwrap();
         Self::start(dir, files.map_err(|error| OpenError::disk(dir, error))?, None).await
@@ -381,6 +388,20 @@ impl Store {
         }
     }
 
+    /// How often a rotation of the data keys had been ordered when this member last carried one out. `None` if it encrypts
+    /// nothing.
+    #[must_use]
+    pub fn key_generation(&self) -> Option<u64> {
+        self.member().ok()?.machine.file().vault().generation()
+    }
+
+    /// Sees to it that what is encrypted in this member's files is so with a data key of this generation or a later one,
+    /// and that no older key is left. `generation` is how often a rotation was ordered so far. What was done already is
+    /// not done again; what was cancelled or failed is done by the next call.
+    pub async fn rotate_key(&self, generation: u64) -> Result<(), CommitError> {
+        self.member()?.rotate_key(generation).await
+    }
+
     /// Why nothing can be written at present, if nothing can. It passes without a restart when the reason does.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
@@ -410,7 +431,7 @@ impl Store {
     #[cfg(test)]
     pub(crate) async fn compact(&self) {
         if let Backend::Raft(member) = &self.inner.backend {
-            member.replica.compact().await;
+            member.replica.compact().await.unwrap();
         }
     }
 
@@ -431,22 +452,22 @@ impl Store {
 }
 
 /// Makes a store with a state in a directory that has none. Blocks.
-pub(crate) fn create(dir: &Path, image: &Image) -> Result<(), OpenError> {
+pub(crate) fn create(config: Config, image: &Image) -> Result<(), OpenError> {
+    let Config { dir, history, encryption } = config;
     let create = || {
-        let lock = DirLock::acquire(dir)?;
-        let volume: Arc<dyn Volume> = Arc::new(Dir::new(dir));
+        let lock = DirLock::acquire(&dir)?;
+        let volume: Arc<dyn Volume> = Arc::new(Dir::new(&dir));
         let names = volume.list().map_err(|error| DiskError::io("restore", &error))?;
         if names.iter().any(|name| name != "lock") {
             let there = std::io::Error::new(std::io::ErrorKind::AlreadyExists, "a store is there already");
             return Err(DiskError::io("restore", &there));
         }
         let (fresh_id, _) = uuid::Uuid::new_v4().as_u64_pair();
-        let history = HistoryBounds::default();
-        let files =
-            Files::open(dir.into(), Some(Arc::new(lock)), &volume, Runner::Threads, fresh_id, history)?;
+        let keep = Keep { fresh_id, history, encryption };
+        let files = Files::open(dir.clone(), Some(Arc::new(lock)), &volume, Runner::Threads, &keep)?;
         files.file.replace(image)
     };
-    create().map_err(|error| OpenError::disk(dir, error))
+    create().map_err(|error| OpenError::disk(&dir, error))
 }
 
 fn closed() -> CommitError {
@@ -476,18 +497,34 @@ struct Files {
     history: HistoryBounds,
 }
 
+/// What the files are to hold.
+struct Keep {
+    /// The member's id if there are none yet.
+    fresh_id: u64,
+    history: HistoryBounds,
+    encryption: Option<Encryption>,
+}
+
 impl Files {
+    /// Opens the files, or makes them. Blocks.
     fn open(
         dir: PathBuf,
         lock: Option<Arc<DirLock>>,
         volume: &Arc<dyn Volume>,
         runner: Runner,
-        fresh_id: u64,
-        history: HistoryBounds,
+        keep: &Keep,
     ) -> Result<Self, DiskError> {
         let health = Arc::new(Health::new(dir));
-        let (log, writer) = LogStore::open(volume, health.clone(), runner.clone(), fresh_id)?;
-        let file = Arc::new(StateFile::open(volume, log.member_id())?);
+        let vault = Arc::new(Vault::open(volume, keep.encryption.as_ref())?);
+        let (log, writer) =
+            LogStore::open(volume, health.clone(), runner.clone(), keep.fresh_id, vault.clone())?;
+        vault.bound(log.next_index())?;
+        let file = Arc::new(StateFile::open(volume, log.member_id(), vault.clone())?);
+        if vault.is_pending() {
+            file.encrypt_anew()?;
+        }
+        vault.forget(log.first_index())?;
+        let history = keep.history;
         let image = file.load()?;
         if let Some(problem) = contradictions(&log.facts(), &image.position).first() {
             return Err(file.disk().corrupt("the state and the log", problem));

@@ -6,6 +6,7 @@ mod codec;
 mod conformance;
 pub(crate) mod disk;
 mod durability;
+mod encryption;
 mod faults;
 mod formats;
 mod fuzz;

@@ -3,6 +3,7 @@
 //! A leader is unique to its term (the standard leader id), so a transaction can be fenced by the term alone.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use openraft::BasicNode;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::apply::Rejection;
 use crate::codec::{self, DecodeError, Reader, put_u64};
+use crate::encryption::Vault;
 use crate::{Revision, Txn};
 
 /// What raft and the store's tasks run on.
@@ -77,7 +79,13 @@ pub(crate) enum Reply {
     Rejected(Rejection),
 }
 
-/// Writes an entry as it lies in the log: sealed, so that it is checked whenever it is read.
+const BLANK: u8 = 0;
+const TRANSACTION: u8 = 1;
+const MEMBERSHIP: u8 = 2;
+/// A transaction that only its vault reads.
+const ENCRYPTED: u8 = 3;
+
+/// Writes an entry, sealed, so that it is checked whenever it is read.
 pub(crate) fn encode_entry(entry: &Entry) -> Result<Vec<u8>, serde_json::Error> {
     let mut out = codec::unsealed(match &entry.payload {
         Payload::Normal(command) => command.0.size() + 64,
@@ -85,35 +93,74 @@ pub(crate) fn encode_entry(entry: &Entry) -> Result<Vec<u8>, serde_json::Error> 
     });
     put_log_id(&mut out, &entry.log_id);
     match &entry.payload {
-        Payload::Blank => out.push(0),
+        Payload::Blank => out.push(BLANK),
         Payload::Normal(command) => {
-            out.push(1);
+            out.push(TRANSACTION);
             command.0.encode(&mut out);
         }
         Payload::Membership(membership) => {
-            out.push(2);
+            out.push(MEMBERSHIP);
             serde_json::to_writer(&mut out, membership)?;
         }
     }
     Ok(codec::seal(out, ENTRY_VERSION))
 }
 
+/// Writes an entry as it lies in the log.
+pub(crate) fn encode_entry_at_rest(entry: &Entry, vault: &Vault) -> io::Result<Vec<u8>> {
+    let Payload::Normal(command) = &entry.payload else { return Ok(encode_entry(entry)?) };
+    if !vault.protects_txn(&command.0) {
+        return Ok(encode_entry(entry)?);
+    }
+    let mut txn = Vec::with_capacity(command.0.size() + 64);
+    command.0.encode(&mut txn);
+    let mut out = codec::unsealed(txn.len() + 128);
+    put_log_id(&mut out, &entry.log_id);
+    out.push(ENCRYPTED);
+    out.extend_from_slice(&vault.encrypt(&entry_place(&entry.log_id), &txn)?);
+    Ok(codec::seal(out, ENTRY_VERSION))
+}
+
 /// Reads an entry from bytes that may come from anywhere.
 pub(crate) fn decode_entry(input: &[u8]) -> Result<Entry, DecodeError> {
+    decode_entry_at_rest(input, &Vault::default())
+}
+
+/// Reads an entry that may be encrypted.
+pub(crate) fn decode_entry_at_rest(input: &[u8], vault: &Vault) -> Result<Entry, DecodeError> {
     let body = codec::open(input, ENTRY_VERSION)?;
     let mut reader = Reader::new(body);
     let log_id = read_log_id(&mut reader)?;
     let kind = reader.u8()?;
     let rest = &body[reader.at()..];
     let payload = match kind {
-        0 if rest.is_empty() => Payload::Blank,
-        1 => Payload::Normal(Command(Arc::new(Txn::decode(rest)?))),
-        2 => Payload::Membership(
+        BLANK if rest.is_empty() => Payload::Blank,
+        TRANSACTION => Payload::Normal(Command(Arc::new(Txn::decode(rest)?))),
+        ENCRYPTED => {
+            let txn = vault.reveal(&entry_place(&log_id), rest)?;
+            Payload::Normal(Command(Arc::new(Txn::decode(&txn)?)))
+        }
+        MEMBERSHIP => Payload::Membership(
             serde_json::from_slice(rest).map_err(|_| DecodeError::Malformed("a membership"))?,
         ),
         _ => return Err(DecodeError::Malformed("the kind of a log entry")),
     };
     Ok(Entry { log_id, payload })
+}
+
+/// Checks an entry and tells which it is. What is encrypted in it stays so: the key to what is purged may be forgotten.
+pub(crate) fn check_entry(input: &[u8]) -> Result<LogId, DecodeError> {
+    match decode_entry(input) {
+        Err(DecodeError::Encrypted) => read_log_id(&mut Reader::new(codec::open(input, ENTRY_VERSION)?)),
+        decoded => decoded.map(|entry| entry.log_id),
+    }
+}
+
+/// What binds the content of an entry to its place.
+fn entry_place(id: &LogId) -> Vec<u8> {
+    let mut place = Vec::with_capacity(16);
+    put_log_id(&mut place, id);
+    place
 }
 
 pub(crate) fn put_log_id(out: &mut Vec<u8>, id: &LogId) {

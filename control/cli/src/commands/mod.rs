@@ -14,6 +14,7 @@ pub(crate) mod member;
 pub(crate) mod node;
 pub(crate) mod oci_shim;
 pub(crate) mod push;
+pub(crate) mod secrets;
 pub(crate) mod server;
 pub(crate) mod store;
 pub(crate) mod token;

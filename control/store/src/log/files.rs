@@ -14,9 +14,10 @@ use super::index::Place;
 use super::segment::{BLOCK_BYTES, End, Facts, Head, Record, body_at, frame_bytes};
 use crate::codec::DecodeError;
 use crate::disk::DiskError;
+use crate::encryption::Vault;
 use crate::health::Reopen;
 use crate::storage::Counters;
-use crate::types::{Entry, decode_entry};
+use crate::types::{Entry, decode_entry_at_rest, encode_entry_at_rest};
 use crate::volume::{Volume, VolumeFile};
 
 /// The smallest segment: what a store that hardly writes anything has.
@@ -55,6 +56,7 @@ impl Held {
 #[derive(Debug)]
 pub(crate) struct Files {
     volume: Arc<dyn Volume>,
+    vault: Arc<Vault>,
     counters: Counters,
     held: Mutex<(u64, Option<Held>)>,
     /// All segments, for whoever reads entries meanwhile.
@@ -65,10 +67,12 @@ impl Files {
     /// Opens the log, or makes one for a member with what it is to begin with. Blocks.
     pub(super) fn open(
         volume: &Arc<dyn Volume>,
+        vault: Arc<Vault>,
         begin: impl FnOnce() -> Result<(Facts, Vec<Entry>), DiskError>,
     ) -> Result<(Self, Contents), DiskError> {
         let files = Self {
             volume: volume.clone(),
+            vault,
             counters: Counters::default(),
             held: Mutex::new((0, None)),
             open: Mutex::default(),
@@ -79,6 +83,11 @@ impl Files {
         }
         let contents = files.take_over()?;
         Ok((files, contents))
+    }
+
+    /// Encrypts and decrypts what is in them.
+    pub(super) fn vault(&self) -> &Vault {
+        &self.vault
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -98,7 +107,7 @@ impl Files {
     fn make(&self, facts: Facts, entries: &[Entry]) -> Result<(), DiskError> {
         let mut body = Vec::new();
         for entry in entries {
-            let sealed = crate::types::encode_entry(entry).map_err(|error| failed(&error.into()))?;
+            let sealed = encode_entry_at_rest(entry, &self.vault).map_err(|error| failed(&error))?;
             Record::Entry { at: 0, sealed: &sealed }
                 .encode(&mut body)
                 .map_err(|error| failed(&error.into()))?;
@@ -353,7 +362,7 @@ pub(super) struct Sought {
 
 impl Sought {
     /// Reads the entry. Blocks.
-    pub(super) fn read(&self) -> Result<Entry, DiskError> {
+    pub(super) fn read(&self, vault: &Vault) -> Result<Entry, DiskError> {
         let Self { index, place, file } = self;
         let damaged = |error: DecodeError| DiskError::Corrupt {
             name: name(place.segment),
@@ -361,7 +370,7 @@ impl Sought {
         };
         let mut sealed = vec![0; place.len as usize];
         file.read(place.at.into(), &mut sealed).map_err(|error| failed(&error))?;
-        let entry = decode_entry(&sealed).map_err(damaged)?;
+        let entry = decode_entry_at_rest(&sealed, vault).map_err(damaged)?;
         if entry.log_id.index == *index {
             Ok(entry)
         } else {

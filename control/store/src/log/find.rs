@@ -8,7 +8,7 @@ use super::index::{Index, Place};
 use super::segment::{BLOCK_BYTES, Damage, End, FORMAT, Facts, Head, Record, scan};
 use crate::codec::DecodeError;
 use crate::disk::DiskError;
-use crate::types::decode_entry;
+use crate::types::check_entry;
 use crate::volume::{Volume, VolumeFile};
 
 /// What the log is called where no file is meant.
@@ -55,13 +55,13 @@ impl Contents {
     /// Takes in what follows. `body` is where the body of its frame is.
     fn admit(&mut self, record: &Record<'_>, segment: u64, body: usize) -> Result<(), Damage> {
         if let Record::Entry { at, sealed, .. } = record {
-            let entry = decode_entry(sealed).map_err(|error| Damage::Decode("an entry", error))?;
-            let place = place(entry.log_id.leader_id.term, segment, body + at, sealed.len());
-            if entry.log_id.index > self.facts.next && self.index.len() > 0 {
+            let id = check_entry(sealed).map_err(|error| Damage::Decode("an entry", error))?;
+            let place = place(id.leader_id.term, segment, body + at, sealed.len());
+            if id.index > self.facts.next && self.index.len() > 0 {
                 return Err(Damage::Decode("an entry", DecodeError::Malformed("its index")));
             }
-            self.index.push(entry.log_id.index, place);
-            self.facts.next = entry.log_id.index + 1;
+            self.index.push(id.index, place);
+            self.facts.next = id.index + 1;
         } else {
             self.facts.admit(record);
             self.index.admit(record);

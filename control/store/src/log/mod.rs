@@ -37,6 +37,7 @@ use self::segment::Facts;
 pub(crate) use self::segment::set_format;
 use self::writer::{Ack, Write, Writer};
 use crate::disk::DiskError;
+use crate::encryption::Vault;
 use crate::health::Health;
 use crate::runner::Runner;
 #[cfg(feature = "simulation")]
@@ -138,12 +139,13 @@ impl LogStore {
         health: Arc<Health>,
         runner: Runner,
         fresh_id: u64,
+        vault: Arc<Vault>,
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), DiskError> {
         let begin = || {
             let fresh = || (Facts { member: fresh_id, ..Facts::default() }, Vec::new());
             Ok(previous::read(volume)?.unwrap_or_else(fresh))
         };
-        let (files, contents) = Files::open(volume, begin)?;
+        let (files, contents) = Files::open(volume, vault, begin)?;
         // It was carried over, now or before a crash.
         let carried = |error: io::Error| DiskError::io(previous::NAME, &error);
         if volume.list().map_err(carried)?.iter().any(|name| name == previous::NAME) {
@@ -191,6 +193,26 @@ impl LogStore {
     pub(crate) fn facts(&self) -> LogFacts {
         let tail = self.shared.tail();
         LogFacts { member: self.shared.member, last: tail.last, purged: tail.purged, vote: tail.vote }
+    }
+
+    /// The index that the next entry gets.
+    pub(crate) fn next_index(&self) -> u64 {
+        self.shared.tail().next()
+    }
+
+    /// The index of the first entry that was not purged.
+    pub(crate) fn first_index(&self) -> u64 {
+        self.shared.tail().purged.map_or(0, |purged| purged.index + 1)
+    }
+
+    /// Waits until all that it was told so far is durable.
+    pub(crate) async fn flush(&self) -> io::Result<()> {
+        // The vote says nothing new, but keeps its place in the order.
+        let vote = self.shared.tail().vote;
+        match vote {
+            Some(vote) => self.acked(|ack| Write::Vote(vote, ack)).await,
+            None => Ok(()),
+        }
     }
 
     /// The member's id: minted when the log is made, never changed.
@@ -252,9 +274,11 @@ impl RaftLogReader<Types> for LogStore {
             // Before the index is let go: what is purged meanwhile remains readable.
             self.shared.files.of(&places)
         };
-        let (health, runner) = (self.shared.health.clone(), self.shared.runner.clone());
+        let Shared { files, health, runner, .. } = &*self.shared;
+        let (files, health, runner) = (files.clone(), health.clone(), runner.clone());
         let read = async move {
-            let read = |_| sought.iter().map(files::Sought::read).collect::<Result<Vec<_>, _>>();
+            let vault = files.vault();
+            let read = |_| sought.iter().map(|sought| sought.read(vault)).collect::<Result<Vec<_>, _>>();
             health.persist(None, &runner, &Reading, read).await
         };
         let mut entries = self.shared.runner.lend(read).await??;

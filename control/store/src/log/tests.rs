@@ -11,6 +11,7 @@ use super::find::{Contents, find};
 use super::segment::{Facts, Record};
 use super::writer::{Encoded, Write, encode};
 use crate::disk::DiskError;
+use crate::encryption::Vault;
 use crate::tests::disk::{Fault, Machine};
 use crate::tests::put;
 use crate::types::{Command, Entry, LogId, Payload, Vote};
@@ -103,7 +104,7 @@ struct Log {
 impl Log {
     fn open(machine: &Machine) -> Result<(Self, Model), DiskError> {
         let fresh = || Ok((Facts { member: 7, ..Facts::default() }, Vec::new()));
-        let (files, contents) = Files::open(&machine.volume(), fresh)?;
+        let (files, contents) = Files::open(&machine.volume(), Arc::default(), fresh)?;
         assert_eq!(contents.facts.member, 7);
         let model = model(&files, &contents);
         Ok((Self { files, facts: contents.facts }, model))
@@ -111,7 +112,7 @@ impl Log {
 
     fn write(&mut self, state: &Model, ops: &[Op]) -> Result<(), DiskError> {
         let (batch, committed) = state.batch(ops);
-        let Encoded { body, facts, .. } = encode(&batch, self.facts, committed).unwrap();
+        let Encoded { body, facts, .. } = encode(&batch, self.facts, committed, &Vault::default()).unwrap();
         self.files.append(&body, &facts)?;
         self.facts = facts;
         if ops.iter().any(|op| matches!(op, Purge(_))) {
@@ -128,7 +129,7 @@ fn model(files: &Files, contents: &Contents) -> Model {
     let sought = files.of(&places);
     assert_eq!(sought.len(), places.len());
     let entries = sought.iter().map(|sought| {
-        let entry = sought.read().unwrap();
+        let entry = sought.read(&Vault::default()).unwrap();
         let Payload::Normal(command) = &entry.payload else { panic!() };
         (entry.log_id.index, entry.log_id.leader_id.term, command.0.size())
     });

@@ -12,9 +12,10 @@ use super::index::Place;
 use super::segment::{Facts, Record};
 use super::{MEMBER, Shared, VOTE};
 use crate::disk::DiskError;
+use crate::encryption::Vault;
 use crate::health::{Health, Part};
 use crate::runner::Runner;
-use crate::types::{Entry, LogId, Types, Vote, encode_entry};
+use crate::types::{Entry, LogId, Types, Vote, encode_entry_at_rest};
 
 /// Most bytes that one sync takes in.
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -110,7 +111,8 @@ impl Writer {
 
     async fn persist(&mut self, batch: &[Write]) -> Result<(), DiskError> {
         let committed = self.shared.upgrade().and_then(|shared| shared.tail().committed);
-        let encoded = encode(batch, self.facts, committed).map_err(|error| DiskError::io(NAME, &error))?;
+        let encoded = encode(batch, self.facts, committed, self.files.vault());
+        let encoded = encoded.map_err(|error| DiskError::io(NAME, &error))?;
         let attempt = |again: bool| {
             if again {
                 self.verify()?;
@@ -177,7 +179,12 @@ impl Writer {
     }
 }
 
-pub(super) fn encode(batch: &[Write], mut facts: Facts, committed: Option<LogId>) -> io::Result<Encoded> {
+pub(super) fn encode(
+    batch: &[Write],
+    mut facts: Facts,
+    committed: Option<LogId>,
+    vault: &Vault,
+) -> io::Result<Encoded> {
     let bytes: usize =
         batch.iter().map(|order| if let Write::Append(_, size, _) = order { *size } else { 32 }).sum();
     let mut body = Vec::with_capacity(bytes + 64);
@@ -186,7 +193,7 @@ pub(super) fn encode(batch: &[Write], mut facts: Facts, committed: Option<LogId>
         let record = match order {
             Write::Append(entries, ..) => {
                 for entry in entries {
-                    let (index, sealed) = (entry.log_id.index, encode_entry(entry)?);
+                    let (index, sealed) = (entry.log_id.index, encode_entry_at_rest(entry, vault)?);
                     let at = Record::Entry { at: 0, sealed: &sealed }.encode(&mut body)?;
                     steps.push(Step::Push(index, place(entry.log_id.leader_id.term, 0, at, sealed.len())));
                     facts.next = index + 1;

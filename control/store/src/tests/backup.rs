@@ -27,7 +27,7 @@ async fn what_is_restored_is_what_was_there_under_revisions_that_were_not() {
     assert_eq!((backup.revision, backup.taken_unix_s, backup.records.len()), (revision, 1_790_000_000, 300));
     assert_eq!(backup.files["pki/ca.key"], b"a key");
     let dir = tempfile::tempdir().unwrap();
-    let begins = backup.restore(dir.path(), &["/core/configmaps/default/object-29"]).unwrap();
+    let begins = backup.restore(Config::new(dir.path()), &["/core/configmaps/default/object-29"]).unwrap();
     assert!(begins.0 > revision.0 + 1_000_000_000);
 
     let store = Store::open(Config::new(dir.path())).await.unwrap();
@@ -47,9 +47,9 @@ async fn what_is_restored_is_what_was_there_under_revisions_that_were_not() {
     let store = Store::open(Config::new(dir.path())).await.unwrap();
     assert_eq!(value(&store, "object-7").as_deref(), Some("newest"));
     store.shutdown().await;
-    assert_eq!(crate::check(dir.path()).unwrap().problems, Vec::<String>::new());
+    assert_eq!(crate::check(dir.path(), None).unwrap().problems, Vec::<String>::new());
     let other = tempfile::tempdir().unwrap();
-    backup.restore(other.path(), &[]).unwrap();
+    backup.restore(Config::new(other.path()), &[]).unwrap();
     let store = Store::open(Config::new(other.path())).await.unwrap();
     assert_ne!(store.member_id(), first, "members of two restored stores must not be taken for each other");
     store.shutdown().await;
@@ -82,10 +82,10 @@ async fn a_store_is_never_restored_over_another() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(Config::new(dir.path())).await.unwrap();
     write(&store, "mine", "1").await;
-    assert!(matches!(backup.restore(dir.path(), &[]).unwrap_err(), OpenError::InUse { .. }));
+    assert!(matches!(backup.restore(Config::new(dir.path()), &[]).unwrap_err(), OpenError::InUse { .. }));
     assert_eq!(value(&store, "mine").as_deref(), Some("1"));
     store.shutdown().await;
-    let error = backup.restore(dir.path(), &[]).unwrap_err().to_string();
+    let error = backup.restore(Config::new(dir.path()), &[]).unwrap_err().to_string();
     assert!(error.contains("a store is there already") && error.contains("another directory"), "{error}");
     let store = Store::open(Config::new(dir.path())).await.unwrap();
     assert_eq!(value(&store, "mine").as_deref(), Some("1"));

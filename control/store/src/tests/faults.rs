@@ -116,7 +116,7 @@ async fn a_flipped_byte_is_never_served() {
             damaged[at] ^= 0x40;
             std::fs::write(dir.path().join(file), damaged).unwrap();
             std::fs::write(dir.path().join("lock"), "").unwrap();
-            let found = crate::check(dir.path()).unwrap().problems;
+            let found = crate::check(dir.path(), None).unwrap().problems;
             match Store::open(Config::new(dir.path())).await {
                 Err(_) => {
                     assert!(!found.is_empty(), "{file} at {at}");
@@ -148,7 +148,7 @@ async fn files_of_two_members_are_refused() {
     std::fs::copy(b.path().join(LOG), a.path().join(LOG)).unwrap();
     let error = Store::open(Config::new(a.path())).await.unwrap_err();
     assert!(matches!(&error, OpenError::Corrupt { .. }), "{error:?}");
-    let report = crate::check(a.path()).unwrap();
+    let report = crate::check(a.path(), None).unwrap();
     assert_eq!(report.problems, ["the state is another member's than the log"], "{report}");
     // A log that is gone takes the member's vote and identity with it.
     std::fs::remove_file(b.path().join(LOG)).unwrap();
@@ -173,20 +173,20 @@ async fn a_log_older_than_its_state_is_refused() {
     let error = Store::open(Config::new(dir.path())).await.unwrap_err();
     assert!(matches!(&error, OpenError::Corrupt { .. }), "{error:?}");
     assert!(error.to_string().contains("the log is older than the state beside it"), "{error}");
-    let report = crate::check(dir.path()).unwrap();
+    let report = crate::check(dir.path(), None).unwrap();
     assert_eq!(report.problems, ["the log is older than the state beside it"], "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_check_reads_everything_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let error = crate::check(dir.path()).unwrap_err();
+    let error = crate::check(dir.path(), None).unwrap_err();
     assert!(matches!(error, OpenError::Io { .. }), "{error:?}");
     let store = Store::open(Config::new(dir.path())).await.unwrap();
     for index in 0..30 {
         write(&store, &format!("k{index}"), "1").await;
     }
-    let error = crate::check(dir.path()).unwrap_err();
+    let error = crate::check(dir.path(), None).unwrap_err();
     assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
     // As after kill -9, with the state behind the log.
     let killed = tempfile::tempdir().unwrap();
@@ -198,13 +198,13 @@ async fn a_check_reads_everything_and_changes_nothing() {
     for dir in [dir.path(), killed.path()] {
         let files = [LOG, "state.redb"].map(|file| dir.join(file));
         let before = files.each_ref().map(|file| std::fs::read(file).unwrap());
-        let report = crate::check(dir).unwrap();
+        let report = crate::check(dir, None).unwrap();
         assert_eq!(report.problems, Vec::<String>::new(), "{report}");
         assert!(report.entries > 30 && report.member.is_some(), "{report}");
         assert!(report.to_string().ends_with("no problem found"), "{report}");
         assert_eq!(files.map(|file| std::fs::read(file).unwrap()), before);
     }
-    let report = crate::check(dir.path()).unwrap();
+    let report = crate::check(dir.path(), None).unwrap();
     assert_eq!((report.records, report.revision), (30, revision));
 }
 
@@ -229,7 +229,7 @@ async fn a_file_of_another_version_is_refused_and_named() {
         assert!(matches!(&error, OpenError::Version { .. }), "{error:?}");
         let told = format!("{file}: format {found}, while this build reads {known}");
         assert!(error.to_string().contains(&told), "{error}");
-        let report = crate::check(dir.path()).unwrap();
+        let report = crate::check(dir.path(), None).unwrap();
         assert_eq!(report.problems, [told], "{report}");
     }
 }

@@ -32,7 +32,7 @@ async fn a_log_in_a_database_is_carried_over() {
         std::fs::write(dir.path().join(name), bytes(name)).unwrap();
     }
     std::fs::write(dir.path().join("lock"), "").unwrap();
-    let report = crate::check(dir.path()).unwrap();
+    let report = crate::check(dir.path(), None).unwrap();
     assert_eq!(report.problems, Vec::<String>::new(), "{report}");
     assert_eq!((report.member, report.term), (Some(MEMBER), Some(Term(1))));
     assert!(report.last > report.applied, "{report}");
@@ -50,7 +50,7 @@ async fn a_log_in_a_database_is_carried_over() {
         write(&store, "new", &round.to_string()).await;
         store.shutdown().await;
         assert!(!dir.path().join("log.redb").exists());
-        let report = crate::check(dir.path()).unwrap();
+        let report = crate::check(dir.path(), None).unwrap();
         assert_eq!(report.problems, Vec::<String>::new(), "{report}");
     }
 }
@@ -64,7 +64,8 @@ fn carrying_over_may_be_cut_short() {
         machine.fail(crash, u64::MAX, Fault::Refused(5));
         let open = |machine: &Machine| {
             let health = Arc::new(Health::new("store"));
-            LogStore::open(&machine.volume(), health, Runner::Threads, 1).map(|(log, _)| log.facts())
+            LogStore::open(&machine.volume(), health, Runner::Threads, 1, Arc::default())
+                .map(|(log, _)| log.facts())
         };
         carried = open(&machine).is_ok();
         for survives in [false, true] {

@@ -40,7 +40,8 @@ impl Drop for Guard {
 
 fn build() -> (Guard, LogStore, Machine, Arc<Hub>) {
     let dir = tempfile::tempdir().unwrap();
-    let (log, writer) = LogStore::open(&volume(&dir), health(&dir), Runner::Threads, 1).unwrap();
+    let (log, writer) =
+        LogStore::open(&volume(&dir), health(&dir), Runner::Threads, 1, Arc::default()).unwrap();
     Runner::Threads.start("store-log", None, writer).unwrap();
     let (machine, hub) = machine(&dir);
     (Guard { _dir: dir, log: log.clone(), machine: machine.clone() }, log, machine, hub)
@@ -56,7 +57,7 @@ fn volume(dir: &TempDir) -> Arc<dyn Volume> {
 
 fn machine(dir: &TempDir) -> (Machine, Arc<Hub>) {
     let bounds = HistoryBounds::default();
-    let file = Arc::new(StateFile::open(&volume(dir), 1).unwrap());
+    let file = Arc::new(StateFile::open(&volume(dir), 1, Arc::default()).unwrap());
     let image = file.load().unwrap();
     let position = image.position.clone();
     let (flusher, _) =
