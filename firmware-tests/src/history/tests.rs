@@ -1,5 +1,7 @@
 //! The checker knows good histories from bad ones.
 
+use std::slice::from_ref;
+
 use super::*;
 
 const RULES: Rules = Rules { first: 1, all: true, window: Some(2) };
@@ -58,20 +60,20 @@ fn operations_have_their_place() {
     good("one after the other", &[first.clone(), read(2, 3, "a", Some((2, "1")))]);
     good(
         "a read beside a write sees it, and another one does not",
-        &[wrote(0, 5, &[a1.clone()], Done(2)), read(1, 2, "a", None), read(3, 4, "a", Some((2, "1")))],
+        &[wrote(0, 5, from_ref(&a1), Done(2)), read(1, 2, "a", None), read(3, 4, "a", Some((2, "1")))],
     );
     good(
         "a write that nobody knows of never happened",
-        &[wrote(0, 1, &[a1.clone()], Unknown), read(2, 3, "a", None)],
+        &[wrote(0, 1, from_ref(&a1), Unknown), read(2, 3, "a", None)],
     );
     good(
         "it happened late",
-        &[wrote(0, 1, &[a1.clone()], Unknown), read(2, 3, "a", None), read(4, 5, "a", Some((2, "1")))],
+        &[wrote(0, 1, from_ref(&a1), Unknown), read(2, 3, "a", None), read(4, 5, "a", Some((2, "1")))],
     );
     bad(
         Fault::Stale,
         "it came and went",
-        &[wrote(0, 1, &[a1.clone()], Unknown), read(2, 3, "a", Some((2, "1"))), read(4, 5, "a", None)],
+        &[wrote(0, 1, from_ref(&a1), Unknown), read(2, 3, "a", Some((2, "1"))), read(4, 5, "a", None)],
     );
     bad(Fault::Stale, "an old value", &[first.clone(), second.clone(), read(4, 5, "a", Some((2, "1")))]);
     bad(Fault::Stale, "a write that is not seen", &[first.clone(), read(2, 3, "a", None)]);
@@ -79,33 +81,33 @@ fn operations_have_their_place() {
     bad(
         Fault::Invented,
         "a refused write that happened",
-        &[wrote(0, 1, &[a1.clone()], Refused), read(2, 3, "a", Some((2, "1")))],
+        &[wrote(0, 1, from_ref(&a1), Refused), read(2, 3, "a", Some((2, "1")))],
     );
     bad(
         Fault::Order,
         "the later one came first",
-        &[wrote(0, 1, &[a1.clone()], Done(3)), wrote(2, 3, &[a2.clone()], Done(2))],
+        &[wrote(0, 1, from_ref(&a1), Done(3)), wrote(2, 3, from_ref(&a2), Done(2))],
     );
     bad(
         Fault::Order,
         "seen before it was written",
-        &[listed(0, 1, 2, &[("a", 2, "1")]), wrote(2, 3, &[a1.clone()], Done(2))],
+        &[listed(0, 1, 2, &[("a", 2, "1")]), wrote(2, 3, from_ref(&a1), Done(2))],
     );
     bad(
         Fault::Lost,
         "two were told the same revision",
-        &[first.clone(), wrote(0, 1, &[a2.clone()], Done(2))],
+        &[first.clone(), wrote(0, 1, from_ref(&a2), Done(2))],
     );
     bad(
         Fault::Repeated,
         "it happened twice",
         &[
-            wrote(0, 1, &[a1.clone()], Unknown),
+            wrote(0, 1, from_ref(&a1), Unknown),
             read(2, 3, "a", Some((2, "1"))),
             read(4, 5, "a", Some((3, "1"))),
         ],
     );
-    bad(Fault::Unseen, "a hole", &[first.clone(), wrote(2, 3, &[a2.clone()], Done(4))]);
+    bad(Fault::Unseen, "a hole", &[first.clone(), wrote(2, 3, from_ref(&a2), Done(4))]);
     good(
         "a swap",
         &[
@@ -201,7 +203,7 @@ fn watches_tell_all_of_it_once() {
     case(Err(Fault::Gap), "half of a transaction", "", 1, &[a.clone(), b.clone(), last.clone()], End::Cut);
     case(Err(Fault::Gap), "progress beyond", "", 1, &[a.clone(), Told::Progress(3)], End::Cut);
     case(Err(Fault::Told), "twice", "", 1, &[a.clone(), a.clone()], End::Cut);
-    case(Err(Fault::Told), "again", "", 1, &[all.as_slice(), &[a.clone()]].concat(), End::Cut);
+    case(Err(Fault::Told), "again", "", 1, &[all.as_slice(), from_ref(&a)].concat(), End::Cut);
     case(Err(Fault::Told), "from before its beginning", "", 2, std::slice::from_ref(&a), End::Cut);
     case(Err(Fault::Told), "another's", "b", 1, std::slice::from_ref(&a), End::Cut);
     case(Err(Fault::Told), "back again", "", 1, &[a.clone(), Told::Progress(1)], End::Cut);
