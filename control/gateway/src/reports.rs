@@ -55,7 +55,8 @@ impl Refused {
     /// Whether the same could succeed later.
     fn may_pass(&self) -> bool {
         match self {
-            Refused::Status(status) => matches!(status.code, 429 | 503 | 504),
+            // After a conflict the object is looked at again.
+            Refused::Status(status) => matches!(status.code, 429 | 503 | 504) || status.reason == "Conflict",
             Refused::Member(error) => error.may_pass(),
             _ => false,
         }
@@ -254,8 +255,7 @@ impl Reporter {
         };
         match self.registry.delete(&identity(node), resource, Some(namespace), name, &options).await {
             Ok(_) => Ok(()),
-            // It went meanwhile, or a namesake has taken its place.
-            Err(status) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(status) if status.code == 404 => Ok(()),
             Err(status) => Err(status.into()),
         }
     }

@@ -92,7 +92,8 @@ impl Registry {
         Self { patience, ..self.clone() }
     }
 
-    /// The same registry for what only the leader of a term may write: once another term has begun, nothing is.
+    /// The same registry for what only the leader of a term may write: once another term has begun, every write is refused
+    /// as one that the store can't take. Whoever it was for asks the next leader.
     #[must_use]
     pub fn fenced(&self, term: Term) -> Self {
         Self { fence: Some(term), ..self.clone() }
@@ -108,14 +109,14 @@ impl Registry {
     /// Commits a transaction under fence and guard. Objects are written by the other methods.
     pub async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
         let fence = txn.fence.or(self.fence);
-        let txn = txn.fenced(fence);
-        let Some((key, revision)) = &self.guard else { return self.inner.store.commit(txn).await };
+        let mut txn = txn.fenced(fence);
         let guard = txn.ops.len();
-        let txn = txn.check(key.clone(), Precondition::Revision(*revision));
+        if let Some((key, revision)) = &self.guard {
+            txn = txn.check(key.clone(), Precondition::Revision(*revision));
+        }
         self.inner.store.commit(txn).await.map_err(|error| match error {
-            CommitError::Conflict { index, .. } if index == guard => {
-                CommitError::Unavailable("another writer has taken over".to_owned())
-            }
+            CommitError::Conflict { index, .. } if index == guard => taken_over(),
+            CommitError::Fenced { .. } if self.fence.is_some() => taken_over(),
             error => error,
         })
     }
@@ -180,6 +181,11 @@ impl Registry {
     pub fn revision(&self) -> Revision {
         self.inner.store.revision()
     }
+}
+
+/// What a writer is told that is none any more. A refusal for good would settle what the next one has yet to write.
+fn taken_over() -> CommitError {
+    CommitError::Unavailable("another writer has taken over".to_owned())
 }
 
 /// The key of an object; a cluster-scoped one has no namespace.
