@@ -10,7 +10,8 @@
 //!   while an earlier attempt of it lives;
 //! - init containers run one after the other, and before the others;
 //! - Succeeded and Failed are final, and nothing starts once a pod is terminating;
-//! - [`Command::Gone`] comes once, last, when nothing of the pod runs any more.
+//! - [`Command::Gone`] comes once, last, when nothing of the pod runs any more; once more if the agent restarts before the
+//!   shell has forgotten the pod.
 //!
 //! Deliberately absent: lifecycle hooks, restartable init containers (they wait with a reason), ephemeral
 //! containers, active deadlines, and in-place changes of a container's image or resources.

@@ -120,7 +120,12 @@ impl PodMachine {
     }
 
     /// A pod out of the checkpoint. Its first input is [`Input::RuntimeLost`].
-    pub fn restore(pod: Arc<Pod>, state: PodState) -> Self {
+    pub fn restore(pod: Arc<Pod>, mut state: PodState) -> Self {
+        if state.life == Life::Gone {
+            // Nobody knows whether its last command was carried out, so it comes again.
+            let confirm = pod.metadata.deletion_timestamp.is_some();
+            state.life = Life::Terminating(Terminating { deadline: state.start_time, confirm });
+        }
         Self { pod, state, reported: None }
     }
 

@@ -155,6 +155,18 @@ fn a_pod_comes_up_and_is_deleted() {
 }
 
 #[test]
+fn an_end_that_nobody_may_have_heard_of_is_told_again() {
+    let mut b = Bench::new(one("Always"));
+    b.sandbox().prepared("c").up("c", 0);
+    b.pod.metadata.deletion_timestamp = Some(b.now.into());
+    b.step(Input::Desired(Arc::new(b.pod.clone())));
+    b.exit("c", 0, 0);
+    assert_eq!(b.take().last(), Some(&Command::Gone { confirm: true }));
+    b.restart_agent();
+    assert_eq!(b.take(), [Command::Gone { confirm: true }]);
+}
+
+#[test]
 fn crashes_back_off() {
     let mut b = Bench::new(one("Always"));
     b.sandbox().prepared("c").up("c", 0);

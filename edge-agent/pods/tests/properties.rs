@@ -130,6 +130,8 @@ impl World {
             serde_json::from_slice(&serde_json::to_vec(self.machine.state()).expect("encodes"))
                 .expect("decodes");
         self.machine = PodMachine::restore(self.pod.clone(), state);
+        // Whether its last command was carried out is known to nobody: it comes once more.
+        let gone = std::mem::take(&mut self.gone);
         // A start that was made durable and not carried out is carried out once the container is taken back.
         let starts: BTreeMap<String, u32> = self
             .owed
@@ -148,9 +150,6 @@ impl World {
         let mut starts = starts;
         starts.retain(&mut keep);
         self.prepared.clear();
-        if self.gone {
-            return;
-        }
         let adopted = self.live.keys().chain(starts.keys()).cloned().collect();
         self.step(Input::RuntimeLost { adopted });
         self.owed
@@ -159,6 +158,7 @@ impl World {
         if ended && let Some((name, attempt)) = running.into_iter().next() {
             self.exit(&name, attempt, 100);
         }
+        assert!(self.gone || !gone, "a pod that was gone is kept");
     }
 
     /// Answers one of the commands that wait; `luck` chooses how.
