@@ -112,6 +112,17 @@ struct Writers {
     unclaimed: Vec<Revision>,
 }
 
+/// When the first of those ended who saw a revision or a later one.
+fn first_seen(order: &[&Operation], revision: Revision) -> u64 {
+    let saw = |did: &Did| match did {
+        Did::Wrote { outcome: Outcome::Done(at), .. } | Did::Listed { revision: at, .. } => Some(*at),
+        Did::Read { found, .. } => found.as_ref().map(|(at, _)| *at),
+        Did::Wrote { .. } => None,
+    };
+    let those = order.iter().filter(|operation| saw(&operation.did).is_some_and(|at| at >= revision));
+    those.map(|operation| operation.ended).min().unwrap_or(u64::MAX)
+}
+
 fn writers(order: &[&Operation], timeline: &Timeline) -> Result<Writers, Violation> {
     let mut by_value = BTreeMap::new();
     let mut deletions: BTreeMap<Revision, Vec<usize>> = BTreeMap::new();
@@ -137,10 +148,17 @@ fn writers(order: &[&Operation], timeline: &Timeline) -> Result<Writers, Violati
                     );
                 }
             },
-            // Of several that found the key gone at this revision the first to begin may have been the one.
+            // Of several that found the key gone at this revision the first to begin may have been the one, unless it
+            // began when that had been seen, or expected something else: then it was one that nobody was told of.
             None => {
+                let seen = first_seen(order, revision);
                 let claims = deletions.get(&revision).into_iter().flatten();
-                let mut claims = claims.filter(|index| matches(order[**index], changes.keys()));
+                let mut claims = claims.filter(|index| {
+                    let Did::Wrote { steps, .. } = &order[**index].did else { return false };
+                    matches(order[**index], changes.keys())
+                        && order[**index].began < seen
+                        && steps.iter().all(|step| timeline.holds(step, revision - 1))
+                });
                 match claims.next() {
                     Some(index) => *index,
                     None => {

@@ -321,6 +321,11 @@ impl Cluster {
         }
         let promoted = self.try_change(|store| async move { store.promote(id).await }).await;
         note!(self.trace, "{name} {}", if promoted { "votes" } else { "was not promoted" });
+        let gone = self.change(&name, |member| matches!(member.state, State::Removed).then_some(()));
+        if gone.is_some() {
+            // It was removed before it was taken in: what came later is taken back.
+            self.try_change(|store| async move { store.remove_member(id).await }).await;
+        }
         promoted
     }
 
