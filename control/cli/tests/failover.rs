@@ -77,6 +77,7 @@ impl World {
             world.start_server(member, &["--join", &join, "--token", token.trim()]);
         }
         until("all members vote", || world.all_vote().then_some(()));
+        until("the kubeconfig has all members", || world.all_are_listed().then_some(()));
         let brokers: Vec<_> = world.members.iter().map(|member| member.mqtt.clone()).collect();
         let token = world.lichen(&["token", "create"]);
         for node in NODES {
@@ -126,6 +127,12 @@ impl World {
         let members = members.as_array().cloned().unwrap_or_default();
         let votes = |member: &Value| member["status"] == "Ready" && member["role"] != "learner";
         members.len() == MEMBERS && members.iter().all(votes)
+    }
+
+    /// Whether the client's kubeconfig has an entry for each member.
+    fn all_are_listed(&self) -> bool {
+        let text = std::fs::read_to_string(self.dir.join("m0/admin.kubeconfig")).unwrap();
+        self.members.iter().all(|member| text.contains(&member.api))
     }
 
     /// The member that leads, as the members say, which holds every Lease.

@@ -244,9 +244,10 @@ impl Member {
         runner.lend(forget).await.map_err(failed)?.map_err(|error| failed(error.into()))
     }
 
-    /// Waits for another leader, or a little; not for ever, and not at all where there can be no other.
+    /// Waits for another leader, or a little; not for ever, and not at all where there can be no other. A member that has
+    /// just joined and was told of nobody yet waits as well.
     async fn look_again(&self, until: Instant, error: CommitError) -> Result<(), CommitError> {
-        if Instant::now() >= until || !self.replica.has_peers() || self.proposals.is_closed() {
+        if Instant::now() >= until || self.replica.is_alone() || self.proposals.is_closed() {
             return Err(error);
         }
         tokio::time::sleep(LOOK_AGAIN).await;

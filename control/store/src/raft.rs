@@ -195,6 +195,13 @@ impl Replica {
         has_peers(&self.raft)
     }
 
+    /// Whether this member is the whole cluster.
+    pub(crate) fn is_alone(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.nodes().map(|(member, _)| *member).eq([metrics.id])
+    }
+
     pub(crate) fn is_member(&self, id: u64) -> bool {
         let metrics = self.raft.server_metrics();
         metrics.borrow_watched().membership_config.membership().get_node(&id).is_some()
