@@ -92,7 +92,8 @@ impl Registry {
         Self { patience, ..self.clone() }
     }
 
-    /// The same registry for what only the leader of a term may write: once another term has begun, nothing is.
+    /// The same registry for what only the leader of a term may write: once another term has begun, every write is refused
+    /// as one that the store can't take. Whoever it was for asks the next leader.
     #[must_use]
     pub fn fenced(&self, term: Term) -> Self {
         Self { fence: Some(term), ..self.clone() }
@@ -115,6 +116,7 @@ impl Registry {
         }
         self.inner.store.commit(txn).await.map_err(|error| match error {
             CommitError::Conflict { index, .. } if index == guard => taken_over(),
+            CommitError::Fenced { .. } if self.fence.is_some() => taken_over(),
             error => error,
         })
     }

@@ -172,7 +172,7 @@ async fn a_registry_of_an_earlier_term_writes_nothing() {
         (Identity::component("tester"), lichen_api::by_plural("", "v1", "configmaps").unwrap());
     let object = json!({"metadata": {"name": "late"}});
     let late = fenced.create(&me, resource, Some("default"), object, &WriteOptions::default()).await;
-    assert_eq!(late.unwrap_err().code, 409);
+    assert_eq!(late.unwrap_err().code, 503, "not a refusal for good");
     assert!(fenced.get_local(resource, Some("default"), "late").is_err(), "at {before:?}");
 }
 

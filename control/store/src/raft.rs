@@ -28,11 +28,11 @@ use crate::{CommitError, Committed, Leadership, Term, Txn};
 
 /// Bytes of log after which the state is brought to rest, as well: large objects must not fill the disk with history.
 const SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
-const HEARTBEAT_MS: u64 = 200;
+const HEARTBEAT_MS: u64 = 125;
 /// How long a member that hears of no leader waits until it stands for election, beyond the longest of these, for which it
-/// believes in the leader it last heard.
-const ELECTION_MS_MIN: u64 = 900;
-const ELECTION_MS_MAX: u64 = 1_800;
+/// believes in the leader it last heard: so a lost leader is followed by another within a second.
+const ELECTION_MS_MIN: u64 = 250;
+const ELECTION_MS_MAX: u64 = 450;
 /// How long a lone member may take to lead and to apply its log before opening fails.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a write that the others have not confirmed may take before its outcome is called unknown.

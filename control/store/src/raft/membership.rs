@@ -1,4 +1,5 @@
-//! Who belongs to the cluster, and how that changes: one change after the other, each refused when it means nobody.
+//! Who belongs to the cluster, and how that changes: one change after the other, each refused when it means nobody. Only a
+//! leader that the others have confirmed judges that: one that was deposed may know members that are none, and lack others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -35,6 +36,7 @@ impl Replica {
 
     /// Takes in a member that only receives.
     pub(crate) async fn add_learner(&self, id: u64, address: &str) -> Result<(), CommitError> {
+        self.barrier().await?;
         if let Ok(MemberStatus { address, .. }) = self.known(id) {
             return Err(CommitError::Membership(format!("member {id:016x} at {address} is there already")));
         }
@@ -44,6 +46,7 @@ impl Replica {
 
     /// Lets a member vote that has what the leader has.
     pub(crate) async fn promote(&self, id: u64) -> Result<(), CommitError> {
+        self.barrier().await?;
         self.known(id)?;
         let caught_up = has_caught_up(&self.raft.metrics().borrow_watched(), id);
         if self.raft.is_leader() && !caught_up {
@@ -92,6 +95,7 @@ impl Replica {
 
     /// Gives a member another address.
     pub(crate) async fn set_address(&self, id: u64, address: &str) -> Result<(), CommitError> {
+        self.barrier().await?;
         if self.known(id)?.address == address {
             return Ok(());
         }
@@ -102,6 +106,7 @@ impl Replica {
 
     /// Removes a member for good.
     pub(crate) async fn remove(&self, id: u64) -> Result<(), CommitError> {
+        self.barrier().await?;
         let member = self.known(id)?;
         let ids = BTreeSet::from([id]);
         let voters = self.members().iter().filter(|member| member.role != Role::Learner).count();
