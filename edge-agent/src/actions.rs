@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
@@ -10,24 +9,20 @@ use std::time::{Duration, SystemTime};
 use jiff::{SignedDuration, Timestamp};
 use lichen_api::k8s::api::core::v1::{ObjectReference, Pod};
 use lichen_api::k8s::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use lichen_net::{Pool, PoolError};
 use lichen_pods::{Command, Input, Life, PodEvent, Sandbox, Stage};
 use lichen_state::{Change, Space};
 use lichen_wire::report;
-use lichen_wire::stream::StreamErrorCode;
 use lichen_workload::{Artifact, ContainerId, ContainerSpec, Handler, Runtime, RuntimeError, State};
 use tokio::sync::mpsc;
 use tracing::{debug, error, warn};
 
-use crate::core::{Core, Entry, Msg};
+use crate::core::{Core, Msg};
 use crate::env;
 use crate::exit::exit_of;
 use crate::facts::Facts;
 use crate::host::Host;
-use crate::logs;
 use crate::process::process;
-use crate::spec::{find, ports};
-use crate::uplink::ByteStream;
+use crate::spec::find;
 use crate::volumes::{self, Planned};
 
 /// When routes that could not be served are tried again.
@@ -106,56 +101,6 @@ impl Core {
             pod_ip: ip,
             host_ip: self.pool.as_ref().map(|pool| pool.node().to_string()).unwrap_or_default(),
             allocatable: self.machine.allocatable(self.config.pods_max),
-        }
-    }
-
-    /// Takes up the range of pod addresses that the control plane gave the node.
-    pub(crate) fn set_pool(&mut self) {
-        let Some(cidr) = self.objects.pod_cidr() else { return };
-        if self.pool.as_ref().is_some_and(|pool| pool.cidr() == cidr) {
-            return;
-        }
-        match Pool::new(cidr) {
-            Ok(mut pool) => {
-                self.addresses.retain(|uid, ip| pool.restore(uid, *ip));
-                self.pool = Some(pool);
-            }
-            Err(error) => error!(%error, "the node's pod CIDR is not usable"),
-        }
-    }
-
-    fn assign(&mut self, uid: &str) -> Result<(), String> {
-        let pool = self.pool.as_mut().ok_or("the node has not been given a range of pod addresses yet")?;
-        let mode = self.config.address_mode;
-        // What a pod listens on while its containers outlive an agent is its own.
-        let idle = |entry: &&Entry| !entry.machine.lives();
-        let ports: Vec<u16> =
-            self.entries.get(uid).filter(idle).map(|entry| ports(entry.machine.pod())).unwrap_or_default();
-        let ip = loop {
-            let ip = pool.assign(uid).map_err(|error: PoolError| error.to_string())?;
-            // No container of the pod runs yet, so a port that is taken is somebody else's: of another cluster on
-            // this machine, or of a program that listens on every address.
-            let taken = ports.iter().find(|port| self.host.in_use(SocketAddr::from((mode.map(ip), **port))));
-            match taken {
-                Some(port) => {
-                    debug!(%ip, port, "another program listens on a pod address; it is left alone");
-                    pool.avoid(uid);
-                }
-                None => break ip,
-            }
-        };
-        if self.addresses.insert(uid.to_owned(), ip) != Some(ip) {
-            self.changes.push(Change::Put(Space::Address, uid.to_owned(), ip.to_string().into_bytes()));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn release(&mut self, uid: &str) {
-        if let Some(pool) = &mut self.pool {
-            pool.release(uid);
-        }
-        if self.addresses.remove(uid).is_some() {
-            self.changes.push(Change::Remove(Space::Address, uid.to_owned()));
         }
     }
 
@@ -432,48 +377,6 @@ impl Core {
             };
             self.event(about, ("Warning", "ServiceNotServed", error.to_string()));
         }
-    }
-
-    /// The gateway opened a stream.
-    pub(crate) fn on_stream(&mut self, request: &[u8], stream: Box<dyn ByteStream>) {
-        match logs::read(request).and_then(|request| self.wanted(request)) {
-            Ok(wanted) => {
-                let runtime = self.runtime.clone();
-                self.tasks.spawn(logs::serve(wanted, runtime, stream));
-            }
-            Err((code, message)) => logs::refuse(stream, code, &message),
-        }
-    }
-
-    fn wanted(&self, request: logs::Request) -> Result<logs::Wanted, logs::Refusal> {
-        let logs::Request { key, uid, container, previous, options } = request;
-        let name = key.split_once('/').map_or(key.as_str(), |(_, name)| name);
-        let entry = self.entries.get(&uid).filter(|entry| entry.key == key);
-        let entry = entry.ok_or_else(|| {
-            (StreamErrorCode::NotFound, format!("pod {name:?} is not on this node any more"))
-        })?;
-        let state = entry.machine.container(&container).ok_or_else(|| {
-            (StreamErrorCode::Invalid, format!("container {container} is not valid for pod {name}"))
-        })?;
-        let attempt = match (previous, state.starts) {
-            (false, 0) => {
-                let text = format!("container {container:?} in pod {name:?} is waiting to start");
-                return Err((
-                    StreamErrorCode::Invalid,
-                    format!("{text}: {}", entry.machine.waiting(&container)),
-                ));
-            }
-            (false, starts) => starts - 1,
-            (true, starts @ 2..) => starts - 2,
-            (true, _) => {
-                let text = format!("previous terminated container {container:?} in pod {name:?} not found");
-                return Err((StreamErrorCode::Invalid, text));
-            }
-        };
-        let id = ContainerId::of_attempt(&uid, &container, attempt)
-            .map_err(|error| (StreamErrorCode::Invalid, error.to_string()))?;
-        let path = self.log_path(&uid, &container, attempt);
-        Ok(logs::Wanted { id, path, options })
     }
 }
 

@@ -8,6 +8,7 @@
 //! it lets anything start. Everything that waits runs beside it.
 
 mod actions;
+mod addresses;
 mod arguments;
 mod artifacts;
 mod broker;

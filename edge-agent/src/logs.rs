@@ -9,6 +9,7 @@ use lichen_wire::stream::{StreamError, StreamErrorCode, StreamRequest};
 use lichen_workload::{ContainerId, LogOptions, LogStream, Runtime, RuntimeError};
 use tracing::debug;
 
+use crate::core::Core;
 use crate::uplink::ByteStream;
 
 /// A log that can be served.
@@ -118,6 +119,50 @@ fn open(wanted: &Wanted, runtime: &dyn Runtime) -> Result<LogStream, Refusal> {
 /// Ends a stream with an error.
 pub(crate) fn refuse(stream: Box<dyn ByteStream>, code: StreamErrorCode, message: &str) {
     stream.reset(&StreamError { code, message }.to_string());
+}
+
+impl Core {
+    /// The gateway opened a stream.
+    pub(crate) fn on_stream(&mut self, request: &[u8], stream: Box<dyn ByteStream>) {
+        match read(request).and_then(|request| self.wanted(request)) {
+            Ok(wanted) => {
+                let runtime = self.runtime.clone();
+                self.tasks.spawn(serve(wanted, runtime, stream));
+            }
+            Err((code, message)) => refuse(stream, code, &message),
+        }
+    }
+
+    fn wanted(&self, request: Request) -> Result<Wanted, Refusal> {
+        let Request { key, uid, container, previous, options } = request;
+        let name = key.split_once('/').map_or(key.as_str(), |(_, name)| name);
+        let entry = self.entries.get(&uid).filter(|entry| entry.key == key);
+        let entry = entry.ok_or_else(|| {
+            (StreamErrorCode::NotFound, format!("pod {name:?} is not on this node any more"))
+        })?;
+        let state = entry.machine.container(&container).ok_or_else(|| {
+            (StreamErrorCode::Invalid, format!("container {container} is not valid for pod {name}"))
+        })?;
+        let attempt = match (previous, state.starts) {
+            (false, 0) => {
+                let text = format!("container {container:?} in pod {name:?} is waiting to start");
+                return Err((
+                    StreamErrorCode::Invalid,
+                    format!("{text}: {}", entry.machine.waiting(&container)),
+                ));
+            }
+            (false, starts) => starts - 1,
+            (true, starts @ 2..) => starts - 2,
+            (true, _) => {
+                let text = format!("previous terminated container {container:?} in pod {name:?} not found");
+                return Err((StreamErrorCode::Invalid, text));
+            }
+        };
+        let id = ContainerId::of_attempt(&uid, &container, attempt)
+            .map_err(|error| (StreamErrorCode::Invalid, error.to_string()))?;
+        let path = self.log_path(&uid, &container, attempt);
+        Ok(Wanted { id, path, options })
+    }
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use jiff::Timestamp;
 use crate::backoff::after;
 use crate::container::{Ending, Stage, Termination};
 use crate::io::{Command, EventKind, ImageFailure, ProbeKind};
-use crate::machine::{Life, PodMachine, RestartPolicy, Sandbox, clamp_grace, image, unsupported};
+use crate::machine::{PodMachine, RestartPolicy, clamp_grace, image, unsupported};
 use crate::probe::{Probes, Verdict};
+use crate::state::{Life, Sandbox};
 
 /// How long the reason of a failed pull is shown before `ImagePullBackOff` takes its place.
 const PULL_REASON_SHOWN_S: u32 = 2;

@@ -22,6 +22,7 @@ mod container;
 mod io;
 mod machine;
 mod probe;
+mod state;
 mod status;
 
 pub use backoff::Backoff;
@@ -29,4 +30,5 @@ pub use container::{ContainerState, Stage, Termination};
 pub use io::{
     Command, EventKind, Exit, ImageFailure, Input, Output, PodEvent, ProbeKind, ProbeTarget, PullPolicy,
 };
-pub use machine::{Life, PodMachine, PodState, Sandbox, Terminating};
+pub use machine::PodMachine;
+pub use state::{Life, PodState, Sandbox, Terminating};

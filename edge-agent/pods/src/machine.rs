@@ -1,16 +1,15 @@
 //! The machine: one pod, one step at a time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use lichen_api::k8s::api::core::v1::{Container, Pod, PodSpec, PodStatus};
-use serde::{Deserialize, Serialize};
 
 use crate::backoff::after;
 use crate::container::{ContainerState, Ending, Stage};
 use crate::io::{Command, EventKind, Exit, Input, Output, PodEvent, PullPolicy};
 use crate::probe::Probes;
+use crate::state::{Life, PodState, Sandbox, Terminating};
 
 /// When the address and the volumes are tried again if nothing helped before.
 const SANDBOX_RETRY_S: u32 = 20;
@@ -25,71 +24,6 @@ pub struct PodMachine {
     reported: Option<PodStatus>,
 }
 
-/// What the machine must remember across restarts of the agent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PodState {
-    /// The pod's UID.
-    pub uid: String,
-    /// When the node first saw it.
-    pub start_time: Timestamp,
-    /// Whether its end has begun.
-    pub life: Life,
-    /// Whether its address and volumes stand.
-    pub sandbox: Sandbox,
-    /// Its cluster address, once it had one.
-    pub pod_ip: Option<String>,
-    /// The node's cluster address.
-    pub host_ip: Option<String>,
-    /// Its init containers, in order.
-    pub init: Vec<ContainerState>,
-    /// Its containers, in order.
-    pub containers: Vec<ContainerState>,
-    /// Since when each condition is as it is.
-    pub transitions: BTreeMap<String, (bool, Timestamp)>,
-}
-
-/// Whether a pod's end has begun.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Life {
-    /// It is wanted and not finished.
-    Active,
-    /// It succeeded or failed; nothing runs any more.
-    Finished,
-    /// It is to go.
-    Terminating(Terminating),
-    /// It is gone.
-    Gone,
-}
-
-/// The end of a pod.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Terminating {
-    /// When its grace ends.
-    pub deadline: Timestamp,
-    /// Whether the control plane waits to hear that it is gone.
-    pub confirm: bool,
-}
-
-/// Whether a pod's address and volumes stand.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Sandbox {
-    /// They were not asked for yet.
-    Needed,
-    /// They are being made.
-    SettingUp,
-    /// They can't be made now.
-    Failed {
-        /// Why.
-        message: String,
-        /// When they are tried again.
-        until: Timestamp,
-    },
-    /// They stand.
-    Ready,
-    /// The pod is finished and its address is free.
-    Released,
-}
-
 /// When a container that ended is started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RestartPolicy {
@@ -101,21 +35,7 @@ pub(crate) enum RestartPolicy {
 impl PodMachine {
     /// A pod that this node sees for the first time.
     pub fn new(pod: Arc<Pod>, now: Timestamp) -> Self {
-        let spec = pod.spec.as_ref();
-        let names = |list: Option<&Vec<Container>>| {
-            list.into_iter().flatten().map(|c| ContainerState::new(&c.name)).collect()
-        };
-        let state = PodState {
-            uid: pod.metadata.uid.clone().unwrap_or_default(),
-            start_time: now,
-            life: Life::Active,
-            sandbox: Sandbox::Needed,
-            pod_ip: None,
-            host_ip: None,
-            init: names(spec.and_then(|s| s.init_containers.as_ref())),
-            containers: names(spec.map(|s| &s.containers)),
-            transitions: BTreeMap::new(),
-        };
+        let state = PodState::new(&pod, now);
         Self { pod, state, reported: None }
     }
 

@@ -8,7 +8,8 @@ use lichen_api::k8s::api::core::v1::{
 use lichen_api::k8s::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::container::{ContainerState, Stage, Termination};
-use crate::machine::{Life, PodMachine, Sandbox, succeeded};
+use crate::machine::{PodMachine, succeeded};
+use crate::state::{Life, Sandbox};
 
 /// A condition before its transition time is known.
 struct Condition {

@@ -9,6 +9,7 @@
 mod client;
 mod cluster;
 mod disk;
+mod journal;
 mod nemesis;
 mod net;
 mod watcher;

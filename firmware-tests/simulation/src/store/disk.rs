@@ -4,7 +4,6 @@
 //! Time passes for whoever works on it, and yet all of a piece of work is done at once. So each operation has the time
 //! at which it would really have been done, and those that a crash came before are undone.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,10 +12,8 @@ use lichen_store::simulation::Process;
 use lichen_store::{Volume, VolumeFile};
 use tokio::time::Instant;
 
+use super::journal::{Fault, File, Journal, Names, Naming, Write};
 use crate::dice::Dice;
-
-/// What a disk writes as a whole or not at all.
-const SECTOR_BYTES: usize = 512;
 
 /// How badly a disk does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,21 +31,6 @@ impl Levels {
     pub(super) const CALM: Self = Self { sync_ms: (1, 4), full: false, broken: false };
 }
 
-/// How an operation fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// Nothing was done.
-    Refused,
-    /// Half of a write was.
-    Short,
-    /// A sync fails, and what it should have written can be read, but is written by no other sync either.
-    Forgotten,
-    /// A sync fails, and what it should have written is gone.
-    Reverted,
-}
-
-pub(super) const FAULTS: [Fault; 4] = [Fault::Refused, Fault::Short, Fault::Forgotten, Fault::Reverted];
-
 /// A machine's disk. Clones are the same one.
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
@@ -65,183 +47,6 @@ struct Inner {
     failing: Option<(u64, u64, Fault)>,
     /// How long the piece of work that is being done has taken.
     took: Duration,
-}
-
-type Names = BTreeMap<String, usize>;
-type File = Journal<Vec<u8>>;
-
-/// Something that is written to, and what of it is at rest.
-#[derive(Debug)]
-struct Journal<T: Content> {
-    rest: T,
-    current: T,
-    /// What is not at rest, in order.
-    steps: Vec<Step<T::Change>>,
-}
-
-#[derive(Clone, Debug)]
-struct Step<C> {
-    change: C,
-    /// When it is done.
-    done: Instant,
-    /// When it is at rest.
-    rest: Option<Instant>,
-    /// No sync will bring it to rest any more.
-    forgotten: bool,
-}
-
-trait Content: Clone + Default {
-    type Change: Clone;
-
-    fn change(&mut self, change: &Self::Change);
-
-    /// As much of a change as a power cut left.
-    fn torn(&mut self, change: &Self::Change, survives: &mut dyn FnMut() -> bool);
-}
-
-#[derive(Clone, Debug)]
-enum Write {
-    Data(usize, Arc<[u8]>),
-    Size(usize),
-}
-
-impl Content for Vec<u8> {
-    type Change = Write;
-
-    fn change(&mut self, change: &Write) {
-        match change {
-            Write::Size(size) => self.resize(*size, 0),
-            Write::Data(at, data) => {
-                if self.len() < at + data.len() {
-                    self.resize(at + data.len(), 0);
-                }
-                self[*at..at + data.len()].copy_from_slice(data);
-            }
-        }
-    }
-
-    fn torn(&mut self, change: &Write, survives: &mut dyn FnMut() -> bool) {
-        match change {
-            Write::Size(_) => {
-                if survives() {
-                    self.change(change);
-                }
-            }
-            Write::Data(at, data) => {
-                for (index, sector) in data.chunks(SECTOR_BYTES).enumerate() {
-                    let start = at + index * SECTOR_BYTES;
-                    let end = start + sector.len();
-                    if survives() && end <= self.len() {
-                        self[start..end].copy_from_slice(sector);
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Naming {
-    Created(String, usize),
-    Renamed(String, String),
-    Removed(String),
-}
-
-impl Content for Names {
-    type Change = Naming;
-
-    fn change(&mut self, change: &Naming) {
-        match change {
-            Naming::Created(name, file) => drop(self.insert(name.clone(), *file)),
-            Naming::Renamed(from, to) => {
-                if let Some(file) = self.remove(from) {
-                    self.insert(to.clone(), file);
-                }
-            }
-            Naming::Removed(name) => drop(self.remove(name)),
-        }
-    }
-
-    fn torn(&mut self, change: &Naming, survives: &mut dyn FnMut() -> bool) {
-        if survives() {
-            self.change(change);
-        }
-    }
-}
-
-impl<T: Content> Default for Journal<T> {
-    fn default() -> Self {
-        Self { rest: T::default(), current: T::default(), steps: Vec::new() }
-    }
-}
-
-impl<T: Content> Journal<T> {
-    fn change(&mut self, change: T::Change, done: Instant) {
-        self.current.change(&change);
-        self.steps.push(Step { change, done, rest: None, forgotten: false });
-    }
-
-    /// Everything until now is at rest then.
-    fn sync(&mut self, rest: Instant) {
-        for step in self.steps.iter_mut().filter(|step| !step.forgotten) {
-            step.rest.get_or_insert(rest);
-        }
-    }
-
-    /// Moves what has come to rest by now.
-    fn settle(&mut self, now: Instant) {
-        let settled = self.steps.iter().take_while(|step| step.rest.is_some_and(|rest| rest <= now)).count();
-        for step in self.steps.drain(..settled) {
-            self.rest.change(&step.change);
-        }
-    }
-
-    fn fail_sync(&mut self, fault: Fault) {
-        match fault {
-            Fault::Refused | Fault::Short => {}
-            Fault::Forgotten => {
-                self.steps
-                    .iter_mut()
-                    .filter(|step| step.rest.is_none())
-                    .for_each(|step| step.forgotten = true);
-            }
-            Fault::Reverted => {
-                self.steps.retain(|step| step.rest.is_some());
-                self.replay();
-            }
-        }
-    }
-
-    fn replay(&mut self) {
-        self.current = self.rest.clone();
-        for step in &self.steps {
-            self.current.change(&step.change);
-        }
-    }
-
-    /// Undoes what would only have been done after the end of whoever did it.
-    fn crash(&mut self, now: Instant) {
-        self.settle(now);
-        self.steps.retain(|step| step.done <= now);
-        for step in &mut self.steps {
-            // Whoever asked for this sync did not live to see its end; the system writes it some time.
-            step.rest = step.rest.filter(|rest| *rest <= now);
-        }
-        self.replay();
-    }
-
-    /// Leaves of what is not at rest what survives.
-    fn cut(&mut self, now: Instant, survives: &mut dyn FnMut() -> bool) {
-        self.crash(now);
-        for step in std::mem::take(&mut self.steps) {
-            if step.rest.is_some() {
-                self.rest.change(&step.change);
-            } else if !step.forgotten {
-                self.rest.torn(&step.change, survives);
-            }
-        }
-        self.current = self.rest.clone();
-    }
 }
 
 impl Disk {

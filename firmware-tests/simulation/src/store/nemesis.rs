@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::cluster::{Cluster, State};
-use super::disk::{self, FAULTS};
+use super::disk;
+use super::journal::FAULTS;
 use super::net;
 use crate::dice::Dice;
 use crate::trace::{Trace, note};
