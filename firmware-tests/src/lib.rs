@@ -12,3 +12,4 @@ pub mod mounts;
 pub mod network;
 pub mod process;
 pub mod tools;
+pub mod writer;

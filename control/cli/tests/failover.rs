@@ -2,17 +2,15 @@
 //! were, every member answers as if there were one server, and what was acknowledged is there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lichen_firmware_tests::cluster::succeed;
 use lichen_firmware_tests::kubectl::Kubectl;
 use lichen_firmware_tests::process::Process;
+use lichen_firmware_tests::writer::{BATCH, Writer};
 use serde_json::Value;
 
 const LICHEN: &str = env!("CARGO_BIN_EXE_lichen");
@@ -22,8 +20,6 @@ const NODES: [&str; 2] = ["edge-1", "edge-2"];
 /// How often the member that leads is killed.
 const ROUNDS: usize = 3;
 const REPLICAS: usize = 4;
-/// ConfigMaps that the client writes with one command.
-const BATCH: usize = 10;
 /// How long the cluster may take to be as it should be.
 const PATIENCE: Duration = Duration::from_secs(90);
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -175,51 +171,6 @@ fn name(object: &Value) -> String {
     object["metadata"]["name"].as_str().unwrap().to_owned()
 }
 
-/// Writes ConfigMaps until it is told to stop, and keeps which writes were acknowledged.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<Mutex<BTreeSet<String>>>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-impl Writer {
-    fn start(dir: &Path) -> Writer {
-        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<BTreeSet<_>>>::default());
-        let (stopped, kept, dir) = (stop.clone(), acknowledged.clone(), dir.to_owned());
-        let thread = std::thread::spawn(move || {
-            let file = dir.join("writes.yaml");
-            for batch in 0.. {
-                if stopped.load(Ordering::Relaxed) {
-                    return;
-                }
-                let mut manifest = String::new();
-                for item in 0..BATCH {
-                    let object = format!("kind: ConfigMap, metadata: {{name: w{batch}-{item}}}");
-                    writeln!(manifest, "---\n{{apiVersion: v1, {object}}}").unwrap();
-                }
-                std::fs::write(&file, manifest).unwrap();
-                // A write may be cut off with its member: what was printed was acknowledged.
-                let output = client(&dir, &["apply", "-f", &file.to_string_lossy()]).output().unwrap();
-                let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-                let names =
-                    lines.lines().filter_map(|line| line.strip_prefix("configmap/")?.split(' ').next());
-                kept.lock().unwrap().extend(names.map(str::to_owned));
-            }
-        });
-        Writer { stop, acknowledged, thread }
-    }
-
-    fn count(&self) -> usize {
-        self.acknowledged.lock().unwrap().len()
-    }
-
-    fn finish(self) -> BTreeSet<String> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
-        Arc::into_inner(self.acknowledged).unwrap().into_inner().unwrap()
-    }
-}
-
 /// A watch of all ConfigMaps through one member.
 struct Watch {
     child: std::process::Child,
@@ -276,7 +227,10 @@ fn whoever_leads_may_die() {
     std::fs::write(&manifest, deployment).unwrap();
     world.lichen(&["apply", "-f", &manifest.to_string_lossy()]);
     let lives = world.lives();
-    let writer = Writer::start(&world.dir);
+    let writer = Writer::start(&world.dir, {
+        let dir = world.dir.clone();
+        move |arguments| client(&dir, arguments)
+    });
     let mut leaders = Vec::new();
 
     for round in 0..ROUNDS {
@@ -284,7 +238,7 @@ fn whoever_leads_may_die() {
         leaders.push(leader);
         let follower = (leader + 1) % MEMBERS;
         let watch = Watch::start(&kubectl, &world, follower, round);
-        let before = writer.count();
+        let before = writer.acknowledged().len();
         let last = heard(&kubectl, &world.members[leader].api).unwrap();
         // What is pushed now, to the one that is about to die, is there when it is not.
         world.lichen(&["push", TICKER, &format!("ticker:r{round}")]);
@@ -293,7 +247,7 @@ fn whoever_leads_may_die() {
         let killed = Instant::now();
         until("another member leads", || world.leader());
         println!("round {round}: another member leads after {:?}", killed.elapsed());
-        until("writes go on", || (writer.count() > before + BATCH).then_some(()));
+        until("writes go on", || (writer.acknowledged().len() > before + BATCH).then_some(()));
         until("the nodes are back", || {
             // As each member that lives tells it: what only the leader knows comes from there.
             let living = world.members.iter().filter(|member| member.server.is_some());
@@ -309,7 +263,7 @@ fn whoever_leads_may_die() {
             }
         }
         // The watch of a member that lives saw every write once, in order.
-        let acknowledged = writer.acknowledged.lock().unwrap().clone();
+        let acknowledged = writer.acknowledged();
         let seen = until("the watch saw what was acknowledged", || {
             let seen = watch.seen();
             let names: BTreeSet<_> =
@@ -333,7 +287,7 @@ fn whoever_leads_may_die() {
         until("all members vote again", || world.all_vote().then_some(()));
     }
 
-    let acknowledged = writer.finish();
+    let acknowledged = writer.finish().unwrap();
     for member in &world.members {
         let maps = kubectl.run(&format!("--server https://{} get configmaps -o name", member.api)).good();
         let there: BTreeSet<_> = maps.text.lines().filter_map(|line| line.split('/').nth(1)).collect();

@@ -5,16 +5,15 @@
 //! `LICHEN_KILL_ROUNDS` and `LICHEN_KILL_SEED` change how long it takes and which processes die when.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lichen_firmware_tests::cluster::succeed;
 use lichen_firmware_tests::mosquitto::{Mosquitto, Proof};
 use lichen_firmware_tests::process::Process;
+use lichen_firmware_tests::writer::{BATCH, Writer};
 use lichen_pki::Authority;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -37,8 +36,6 @@ const PASSWORD: &str = "a password";
 const NODES: [&str; 2] = ["edge-1", "edge-2"];
 /// Replicas of the Deployment whose pods must always come back.
 const REPLICAS: usize = 4;
-/// ConfigMaps that the client writes with one command.
-const BATCH: usize = 20;
 
 /// A server, its agents, and a broker if it is not the server's: each a process.
 struct World {
@@ -165,55 +162,6 @@ fn client(dir: &Path, arguments: &[&str]) -> Command {
     let kubeconfig = dir.join("control/admin.kubeconfig");
     command.args(arguments).env("KUBECONFIG", kubeconfig).stdin(Stdio::null());
     command
-}
-
-/// Writes ConfigMaps until it is told to stop, and keeps which writes were acknowledged.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<Mutex<BTreeSet<String>>>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-impl Writer {
-    fn start(dir: &Path) -> Writer {
-        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<BTreeSet<_>>>::default());
-        let (stopped, kept, dir) = (stop.clone(), acknowledged.clone(), dir.to_owned());
-        let thread = std::thread::spawn(move || {
-            let file = dir.join("writes.yaml");
-            for batch in 0.. {
-                if stopped.load(Ordering::Relaxed) {
-                    return;
-                }
-                let mut manifest = String::new();
-                for item in 0..BATCH {
-                    let name = format!("w{batch}-{item}");
-                    writeln!(
-                        manifest,
-                        "---\n{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}}}, data: {{value: {name}}}}}"
-                    )
-                    .unwrap();
-                }
-                std::fs::write(&file, manifest).unwrap();
-                // It may fail at any write, since the server may die at any time: what it printed was acknowledged.
-                let output = client(&dir, &["apply", "-f", &file.to_string_lossy()]).output().unwrap();
-                let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-                let names =
-                    lines.lines().filter_map(|line| line.strip_prefix("configmap/")?.split(' ').next());
-                kept.lock().unwrap_or_else(PoisonError::into_inner).extend(names.map(str::to_owned));
-            }
-        });
-        Writer { stop, acknowledged, thread }
-    }
-
-    fn acknowledged(&self) -> BTreeSet<String> {
-        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn finish(self) -> BTreeSet<String> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
-        Arc::into_inner(self.acknowledged).unwrap().into_inner().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 fn pod(name: &str, restart: &str, arguments: &str) -> String {
@@ -369,7 +317,10 @@ fn play(dir: &Path, broker: Option<Mosquitto>, rounds: u64) {
     come_to_rest(&world);
     let uid = |pod: &Value| (name(pod).to_owned(), pod["metadata"]["uid"].as_str().unwrap().to_owned());
     let uids: BTreeMap<String, String> = world.list("pods", &[]).iter().map(uid).collect();
-    let writer = Writer::start(&world.dir);
+    let writer = Writer::start(&world.dir, {
+        let dir = world.dir.clone();
+        move |arguments| client(&dir, arguments)
+    });
     for round in 1..=rounds {
         let ms = random.random_range(0..600);
         let pods = [
@@ -383,7 +334,7 @@ fn play(dir: &Path, broker: Option<Mosquitto>, rounds: u64) {
             check(&world, &writer.acknowledged(), &uids);
         }
     }
-    let acknowledged = writer.finish();
+    let acknowledged = writer.finish().unwrap();
     come_to_rest(&world);
     check(&world, &acknowledged, &uids);
     assert!(acknowledged.len() > BATCH, "the client wrote hardly anything: {}", acknowledged.len());
