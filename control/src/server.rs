@@ -335,8 +335,9 @@ impl Server {
         }
     }
 
-    /// Stops accepting, drains every task, makes the store durable and closes it.
+    /// Hands over the lead, stops accepting, drains every task, makes the store durable and closes it.
     pub async fn shutdown(mut self) {
+        self.store.hand_over().await;
         self.stop_api.send_replace(true);
         while let Some(ended) = self.api.join_next().await {
             if let Err(error) = ended {

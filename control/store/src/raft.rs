@@ -13,7 +13,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::type_config::TypeConfigExt as _;
-use openraft::{BasicNode, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{BasicNode, Instant as _, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -43,6 +43,10 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const COMPACT_AGAIN: Duration = Duration::from_millis(200);
 /// How often a leader that can't write tries to hand over.
 const YIELD_INTERVAL: Duration = Duration::from_millis(500);
+/// How long another member may take to lead when this one ends.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
+/// A leader that no majority answered for this long takes itself for deposed. Longer than the others take to follow it.
+const UNHEARD_MAX: Duration = Duration::from_secs(2);
 
 /// How long the log may be.
 #[derive(Clone, Copy, Debug)]
@@ -241,6 +245,19 @@ impl Replica {
         wait.map(drop).map_err(|error| CommitError::Closed(error.to_string()))
     }
 
+    /// Lets another member lead, if this one does, so that nobody has to find out that it has gone.
+    pub(crate) async fn hand_over(&self) {
+        if !self.raft.is_leader() {
+            return;
+        }
+        let Some(best) = membership::successor(&self.raft) else { return };
+        if self.raft.trigger().transfer_leader(best).await.is_ok() {
+            let led = |metrics: &openraft::RaftMetrics<Types>| metrics.state != ServerState::Leader;
+            // Whoever is late stands for election by itself.
+            let _ = self.raft.wait(Some(HAND_OVER_TIMEOUT)).metrics(led, "another leader").await;
+        }
+    }
+
     /// Stops everything that was started here.
     pub(crate) async fn stop(&self) {
         self.leading.iter().for_each(JoinHandle::abort);
@@ -337,7 +354,24 @@ async fn yield_lead(raft: Raft<Types, Machine>, mut faults: watch::Receiver<Faul
     }
 }
 
-/// Says who leads. A member that leads says so only when its state has everything from before its term.
+/// Waits until no majority has answered this member, which leads, for so long that the others follow another one.
+async fn unheard(raft: &Raft<Types, Machine>) {
+    loop {
+        let heard = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
+            metrics.last_quorum_acked.filter(|_| !alone).map(|heard| heard.elapsed())
+        };
+        match heard {
+            Some(silent) if silent >= UNHEARD_MAX => return,
+            heard => Types::sleep(UNHEARD_MAX - heard.unwrap_or_default()).await,
+        }
+    }
+}
+
+/// Says who leads. A member that leads says so only when its state has everything from before its term, and only while a
+/// majority answers it: raft itself would keep a leader that is cut off, and what it runs would keep its nodes.
 async fn lead(raft: Raft<Types, Machine>, leadership: watch::Sender<Leadership>) {
     let mut metrics = raft.server_metrics();
     let mut ticking = false;
@@ -367,7 +401,17 @@ async fn lead(raft: Raft<Types, Machine>, leadership: watch::Sender<Leadership>)
                 }
             }
         }
-        if metrics.changed().await.is_err() {
+        let leads = leadership.borrow().leader;
+        let changed = tokio::select! {
+            biased;
+            changed = metrics.changed() => changed.is_ok(),
+            () = unheard(&raft), if leads => {
+                tracing::warn!(term = term.0, "no majority of the members answers: this member leads no more");
+                publish(&leadership, Leadership { leader: false, term });
+                true
+            }
+        };
+        if !changed {
             publish(&leadership, Leadership { leader: false, term });
             return;
         }

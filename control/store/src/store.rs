@@ -208,6 +208,13 @@ impl Store {
         self.member()?.replica.transfer_leader(id).await
     }
 
+    /// Lets another member lead before this one ends, if it leads, and waits a moment until it does.
+    pub async fn hand_over(&self) {
+        if let Ok(member) = self.member() {
+            member.replica.hand_over().await;
+        }
+    }
+
     fn member(&self) -> Result<&Member, CommitError> {
         match &self.inner.backend {
             Backend::Ordered(_) => Err(CommitError::Membership("this store has no members".into())),

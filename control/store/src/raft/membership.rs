@@ -16,6 +16,8 @@ use crate::{CommitError, MemberStatus, Role};
 
 /// Log entries that a member may lack and become a voter all the same: it has them in a moment.
 const PROMOTE_LAG_MAX: u64 = 1_000;
+/// A voter that has not answered for this long is not asked to lead.
+const ANSWERED_MAX: Duration = Duration::from_secs(1);
 
 impl Replica {
     /// The members of the cluster.
@@ -172,12 +174,16 @@ fn has_caught_up(metrics: &openraft::RaftMetrics<Types>, id: u64) -> bool {
     reached.is_some_and(|reached| last.saturating_sub(reached.index) <= PROMOTE_LAG_MAX)
 }
 
-/// The voter that has most of what this member, which leads, has.
+/// Of the voters that answer, the one that has most of what this member, which leads, has.
 pub(super) fn successor(raft: &Raft<Types, Machine>) -> Option<u64> {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+    let answers = |id: &u64| {
+        let answered = metrics.heartbeat.as_ref().and_then(|answered| answered.get(id).copied().flatten());
+        answered.is_some_and(|at| at.elapsed() < ANSWERED_MAX)
+    };
     let reached = metrics.replication.iter().flatten();
-    let others = reached.filter(|(id, _)| **id != metrics.id && voters.contains(id));
+    let others = reached.filter(|(id, _)| **id != metrics.id && voters.contains(id) && answers(id));
     others.max_by_key(|(_, reached)| **reached).map(|(id, _)| *id)
 }

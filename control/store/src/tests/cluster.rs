@@ -148,6 +148,7 @@ async fn a_leader_that_is_cut_off_neither_acknowledges_nor_answers() {
     assert_eq!(lost.unwrap_err().kind(), ErrorKind::Retryable);
     assert_eq!(read.unwrap_err().kind(), ErrorKind::Retryable);
     assert_eq!(value(&old.store, "a").as_deref(), Some("1"), "what nobody confirmed is not seen");
+    assert!(!old.store.leadership().borrow().leader, "it has heard of nobody for too long");
     cluster.heal();
     old.store.barrier().await.unwrap();
     assert_eq!(value(&old.store, "a").as_deref(), Some("2"));
@@ -212,6 +213,21 @@ async fn members_come_and_go() {
     }
     write(&leader, "after", "1").await;
     let leader = cluster.nodes[1].store.clone();
+
+    // One that is about to end hands it over by itself.
+    leader.hand_over().await;
+    while leader.leadership().borrow().leader {
+        tokio::time::sleep(LOOK).await;
+    }
+    let leader = cluster.leader().await.store.clone();
+    assert_ne!(leader.member_id(), Some(ids[1]));
+    if leader.member_id() == Some(ids[2]) {
+        leader.transfer_leader(ids[0]).await.unwrap();
+    }
+    let leader = cluster.nodes[0].store.clone();
+    while !leader.leadership().borrow().leader {
+        tokio::time::sleep(LOOK).await;
+    }
 
     // One that comes back with an empty disk is another one.
     cluster.kill("2").await;
