@@ -16,9 +16,14 @@ pub struct Network {
     hosts: Vec<Host>,
 }
 
+/// Who has no such address. What is sent to it is taken by nobody.
+const NOBODY: &str = "02:00:00:00:00:00";
+
 /// A machine in a network.
 #[derive(Clone, Debug)]
 pub struct Host {
+    /// Its address.
+    pub address: String,
     namespace: String,
     link: String,
     hub: String,
@@ -50,7 +55,12 @@ impl Network {
         for (index, address) in addresses.iter().enumerate() {
             let (namespace, link) = (format!("lichen-{id}-{index}"), format!("host{index}"));
             ip(["netns", "add", &namespace])?;
-            self.hosts.push(Host { namespace: namespace.clone(), link: link.clone(), hub: hub.clone() });
+            self.hosts.push(Host {
+                address: (*address).to_owned(),
+                namespace: namespace.clone(),
+                link: link.clone(),
+                hub: hub.clone(),
+            });
             let (name, far) = (link.as_str(), namespace.as_str());
             ip(["-n", &hub, "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", far])?;
             ip(["-n", &hub, "link", "set", name, "master", "bridge", "up"])?;
@@ -59,6 +69,20 @@ impl Network {
             ip(["-n", far, "link", "set", "lo", "up"])?;
         }
         Ok(())
+    }
+
+    /// Gives the namespace of this process, which must be its own, an address in the network.
+    ///
+    /// # Errors
+    /// When the links cannot be made.
+    pub fn attach(&self, address: &str) -> Result<()> {
+        let own = std::process::id().to_string();
+        let link = ["link", "add", "own", "type", "veth", "peer", "name", "eth0", "netns"];
+        ip(["-n", &self.hub].into_iter().chain(link).chain([own.as_str()]))?;
+        ip(["-n", &self.hub, "link", "set", "own", "master", "bridge", "up"])?;
+        ip(["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        ip(["link", "set", "eth0", "up"])?;
+        ip(["link", "set", "lo", "up"])
     }
 
     /// The hosts, in the order of their addresses.
@@ -84,6 +108,23 @@ impl Host {
         command
     }
 
+    /// Loses all that the host sends to another one, which still reaches the host.
+    ///
+    /// # Errors
+    /// When the host's neighbours cannot be changed.
+    pub fn cut(&self, other: &Host) -> Result<()> {
+        let to = [other.address.as_str(), "lladdr", NOBODY, "dev", "eth0", "nud", "permanent"];
+        ip(["-n", &self.namespace, "neigh", "replace"].into_iter().chain(to))
+    }
+
+    /// Lets it through again.
+    ///
+    /// # Errors
+    /// As [`Host::cut`].
+    pub fn mend(&self, other: &Host) -> Result<()> {
+        ip(["-n", &self.namespace, "neigh", "del", &other.address, "dev", "eth0"])
+    }
+
     /// Pulls the host's cable.
     ///
     /// # Errors
@@ -101,8 +142,9 @@ impl Host {
     }
 }
 
-fn ip<const N: usize>(arguments: [&str; N]) -> Result<()> {
-    let output = Command::new("ip").args(arguments).output()?;
+fn ip<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let arguments: Vec<&str> = arguments.into_iter().collect();
+    let output = Command::new("ip").args(&arguments).output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), errors.trim());
     Ok(())

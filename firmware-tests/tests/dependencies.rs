@@ -32,6 +32,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("lichen-control", 5),
     ("lichen", 6),
     ("lichen-firmware-tests", 7),
+    ("lichen-faults", 8),
     ("lichen-simulation", 8),
 ];
 
