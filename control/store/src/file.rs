@@ -3,7 +3,7 @@
 //! Every save is one transaction, so what is at rest is always a state that was. It may be behind the state in memory:
 //! raft's log has the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use redb::{Durability, ReadTransaction, ReadableTable as _, ReadableTableMetadata as _};
@@ -121,7 +121,7 @@ impl Image {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) records: BTreeMap<Key, Option<Record>>,
-    pub(crate) history: Vec<Arc<Change>>,
+    pub(crate) history: VecDeque<Arc<Change>>,
     pub(crate) position: Position,
 }
 

@@ -1,12 +1,12 @@
 //! Brings the state in memory to rest, now and then, off everyone's way.
 //!
-//! Applied changes gather here. Their owner saves them together: some time after the first, or at once when there are many
-//! or somebody waits for it. Nothing changed, nothing is saved, and no disk is touched. When more gathers than may be
-//! held, applying waits. A disk that fails is waited for: the log keeps what is missing.
+//! Applied changes gather here. Their owner saves them together when somebody waits for it (a snapshot, after which the log
+//! may be made shorter) or when the log would take too long to be applied again: until then the log has them, so saving
+//! them sooner would only write each key as often as it changes. Nothing changed, nothing is saved, and no disk is touched.
+//! When too much of the log is not at rest, applying waits. A disk that fails is waited for: the log keeps what is missing.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
@@ -17,10 +17,9 @@ use crate::health::{Health, Part};
 use crate::runner::{Owner, Runner};
 use crate::types::LogId;
 
-/// How long a change may wait for company.
-const DELAY: Duration = Duration::from_millis(500);
-/// Bytes that are saved at once, without waiting for more.
-const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of the log after which the state is brought to rest: what a start has to apply again is no more than this and what
+/// comes while it is saved. Large objects must not fill the disk with a log, either.
+const LOG_BYTES: usize = 32 * 1024 * 1024;
 /// Bytes beyond which applying waits. More than the backlog at which nothing is committed any more while the disk fails,
 /// together with what may be under way at that moment: a leader never waits for a disk that fails.
 const BACKLOG_BYTES_MAX: usize = 128 * 1024 * 1024;
@@ -30,7 +29,7 @@ const BACKLOG_BYTES_MAX: usize = 128 * 1024 * 1024;
 pub(crate) struct Progress {
     /// The last log entry in the state at rest.
     pub(crate) applied: Option<LogId>,
-    /// Bytes that wait or are being saved.
+    /// Bytes of the log that are not in it.
     backlog: usize,
     /// The owner has ended.
     ended: bool,
@@ -39,15 +38,23 @@ pub(crate) struct Progress {
 #[derive(Debug, Default)]
 struct Pending {
     batch: Batch,
-    /// Bytes of the batch.
+    /// Bytes of the log that the batch stands for.
     bytes: usize,
-    /// Bytes of the one that is being saved.
+    /// Those of the one that is being saved.
     saving: usize,
+    /// There is something to save.
     dirty: bool,
+    /// It is to be saved now.
     urgent: bool,
     stop: bool,
     /// Counts replacements of the whole state: what was taken before one must not come back after it.
     epoch: u64,
+}
+
+impl Pending {
+    fn is_long(&self) -> bool {
+        self.bytes >= LOG_BYTES
+    }
 }
 
 #[derive(Debug)]
@@ -125,41 +132,52 @@ impl Flusher {
         Ok((flusher, owner))
     }
 
-    /// Takes in what was applied.
-    pub(crate) fn push(&self, changes: Vec<Arc<Change>>, position: Position) {
+    /// Takes in what was applied, out of so many bytes of the log.
+    pub(crate) fn push(&self, changes: Vec<Arc<Change>>, position: Position, bytes: usize) {
         let mut pending = self.shared.pending();
-        let first = !pending.dirty;
-        let membership = pending.batch.position.membership != position.membership;
-        for change in changes {
-            pending.bytes += change.size();
-            pending.batch.records.insert(change.key.clone(), change.new.clone());
-            pending.batch.history.push(change);
-            pending.dirty = true;
-        }
         // A position alone is not worth a sync, since the log tells it again. A membership is.
-        pending.dirty |= membership;
+        let membership = pending.batch.position.membership != position.membership;
+        pending.dirty |= membership || !changes.is_empty();
+        pending.urgent |= membership;
+        pending.bytes += bytes;
+        for change in changes {
+            pending.batch.records.insert(change.key.clone(), change.new.clone());
+            pending.batch.history.push_back(change);
+        }
+        // What has left the window by now need not be kept for it.
+        while pending.batch.history.pop_front_if(|change| change.revision <= position.floor).is_some() {}
         pending.batch.position = position;
-        if (first && pending.dirty) || pending.bytes >= BATCH_BYTES {
+        if pending.urgent || pending.is_long() {
             self.shared.wake.notify_one();
         }
         let backlog = pending.bytes + pending.saving;
         drop(pending);
         self.shared.progress.send_if_modified(|progress| {
+            let long = backlog >= LOG_BYTES && progress.backlog < LOG_BYTES;
             progress.backlog = backlog;
-            false
+            long
         });
     }
 
-    /// Bytes that are not at rest yet.
+    /// Bytes of the log that are not at rest yet.
     pub(crate) fn backlog(&self) -> usize {
         self.shared.progress.borrow().backlog
     }
 
+    /// Waits until the log is so long that it should be made shorter, or no longer so. Tells whether it still can be.
+    pub(crate) async fn until_long(&self, long: bool) -> bool {
+        self.wait(|progress| (progress.backlog >= LOG_BYTES) == long || progress.ended).await;
+        !self.shared.progress.borrow().ended
+    }
+
     /// Waits until no more is gathered than may be.
     pub(crate) async fn room(&self) {
-        let mut progress = self.shared.progress.subscribe();
+        self.wait(|progress| progress.backlog <= BACKLOG_BYTES_MAX || progress.ended).await;
+    }
+
+    async fn wait(&self, until: impl FnMut(&Progress) -> bool) {
         // Fails only if the sender is gone, which `self` holds.
-        let _ = progress.wait_for(|progress| progress.backlog <= BACKLOG_BYTES_MAX || progress.ended).await;
+        let _ = self.shared.progress.subscribe().wait_for(until).await;
     }
 
     /// Saves everything that was pushed, and waits for it, as long as it takes.
@@ -212,20 +230,11 @@ impl Flusher {
 
 async fn run(shared: &Shared) {
     loop {
-        shared.woken(|pending| pending.dirty || pending.urgent || pending.stop).await;
-        if shared.pending().dirty {
-            let early = |pending: &Pending| pending.urgent || pending.stop || pending.bytes >= BATCH_BYTES;
-            // Whether the time is up or somebody can't wait is all the same.
-            let _ = tokio::time::timeout(DELAY, shared.woken(early)).await;
-        }
+        shared.woken(|pending| pending.urgent || pending.stop || pending.is_long()).await;
         let (batch, epoch) = {
             let mut pending = shared.pending();
-            if !pending.dirty && !pending.urgent {
-                if pending.stop {
-                    return;
-                }
-                // A snapshot has taken the place of what waited.
-                continue;
+            if pending.stop && !pending.dirty && !pending.urgent {
+                return;
             }
             let fresh = Batch { position: pending.batch.position.clone(), ..Batch::default() };
             let batch = std::mem::replace(&mut pending.batch, fresh);

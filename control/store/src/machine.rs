@@ -18,7 +18,7 @@ use crate::hub::Hub;
 use crate::runner::Runner;
 use crate::snapshot::{Snapshot, SnapshotData};
 use crate::state::State;
-use crate::types::{Entry, LogId, Payload, Reply, SnapshotMeta, StoredMembership, Types};
+use crate::types::{Entry, LogId, Payload, Reply, SnapshotMeta, StoredMembership, Types, entry_bytes};
 use crate::{HistoryBounds, View as _};
 
 /// Entries that are applied under one lock.
@@ -75,6 +75,7 @@ impl Machine {
 
     fn apply_batch(&self, batch: Vec<(Entry, Option<ApplyResponder<Types>>)>) {
         let mut applied = self.applied().clone();
+        let bytes = batch.iter().map(|(entry, _)| entry_bytes(entry)).sum();
         let (replies, changes, position) = self.hub.write(|state, dropped| {
             let mut replies = Vec::with_capacity(batch.len());
             let mut changes = Vec::new();
@@ -109,7 +110,7 @@ impl Machine {
             ((replies, changes.clone(), position), changes)
         });
         *self.applied() = applied;
-        self.flusher.push(changes, position);
+        self.flusher.push(changes, position, bytes);
         for ((_, responder), reply) in batch.into_iter().zip(replies) {
             if let Some(responder) = responder {
                 responder.send(reply);

@@ -26,8 +26,9 @@ use crate::{CommitError, Committed, Leadership, Txn};
 
 /// KiB of transactions that may be under way at once; more wait.
 const PROPOSALS_KIB_MAX: usize = 64 * 1024;
-/// Bytes that may wait for a state file that can't be written before nothing more is committed.
-const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of the log that may wait for a state file that can't be written before nothing more is committed: twice as many
+/// as it is when all is well.
+const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How many forwarded proposals are known: more than can be sent while one of them is on its way.
 const FORWARDED_MAX: usize = 64 * 1024;
 /// How long a request may look for a leader, and wait for what it says. Longer than two elections.

@@ -7,7 +7,6 @@ mod membership;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -17,6 +16,7 @@ use openraft::{BasicNode, Instant as _, Raft, ReadPolicy, ServerState, SnapshotP
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::flush::Flusher;
 use crate::health::{Faults, Health};
 use crate::log::LogStore;
 use crate::machine::Machine;
@@ -26,8 +26,6 @@ use crate::simulation::plant;
 use crate::types::{Command, Reply, Types};
 use crate::{CommitError, Committed, Leadership, Term, Txn};
 
-/// Bytes of log after which the state is brought to rest, as well: large objects must not fill the disk with history.
-const SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
 const HEARTBEAT_MS: u64 = 125;
 /// How long a member that hears of no leader waits until it stands for election, beyond the longest of these, for which it
 /// believes in the leader it last heard: so a lost leader is followed by another within a second.
@@ -60,7 +58,7 @@ pub struct LogBounds {
 }
 
 impl LogBounds {
-    const DEFAULT: Self = Self { snapshot_entries: 10_000, kept_entries: 1_000, lag_entries: 12_000 };
+    const DEFAULT: Self = Self { snapshot_entries: 50_000, kept_entries: 1_000, lag_entries: 52_000 };
 
     /// In a simulation a log is short, so that what happens at its end happens often.
     fn now() -> Self {
@@ -83,9 +81,7 @@ pub(crate) enum Origin {
 /// Raft, running.
 pub(crate) struct Replica {
     raft: Raft<Types, Machine>,
-    leading: [JoinHandle<()>; 2],
-    /// Bytes proposed since the log was last made shorter for their sake.
-    logged: AtomicUsize,
+    tasks: [JoinHandle<()>; 3],
     /// Held by a change of the members.
     changing: tokio::sync::Mutex<()>,
 }
@@ -118,12 +114,14 @@ impl Replica {
             ..openraft::Config::default()
         };
         let config = Arc::new(config.validate().map_err(|error| error.to_string())?);
+        let flusher = machine.flusher().clone();
         let raft = Raft::new(id, config, peers, log, machine).await.map_err(|error| error.to_string())?;
-        let leading = [
+        let tasks = [
             Types::spawn(lead(raft.clone(), leadership.clone())),
             Types::spawn(yield_lead(raft.clone(), health.faults())),
+            Types::spawn(shorten(raft.clone(), flusher)),
         ];
-        let replica = Self { raft, leading, logged: AtomicUsize::new(0), changing: Default::default() };
+        let replica = Self { raft, tasks, changing: Default::default() };
         let raft = &replica.raft;
         let known = |state: &openraft::RaftState<Types>| -> Vec<u64> {
             state.membership_state.effective().nodes().map(|(member, _)| *member).collect()
@@ -158,12 +156,6 @@ impl Replica {
 
     /// Proposes a transaction; tells its place in the log, too.
     pub(crate) async fn propose(&self, txn: Arc<Txn>) -> Result<(Committed, u64), CommitError> {
-        let size = txn.size();
-        if self.logged.fetch_add(size, Ordering::Relaxed) + size >= SNAPSHOT_BYTES {
-            self.logged.store(0, Ordering::Relaxed);
-            // Fails only when raft has ended, which the proposal will tell.
-            let _ = self.raft.trigger().snapshot().await;
-        }
         let write = self.raft.client_write(Command(txn));
         // A lone member waits for nobody but its disk.
         let written = if self.has_peers() {
@@ -260,7 +252,7 @@ impl Replica {
 
     /// Stops everything that was started here.
     pub(crate) async fn stop(&self) {
-        self.leading.iter().for_each(JoinHandle::abort);
+        self.tasks.iter().for_each(JoinHandle::abort);
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(%error, "raft ended badly");
         }
@@ -269,7 +261,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        self.leading.iter().for_each(JoinHandle::abort);
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -352,6 +344,15 @@ async fn yield_lead(raft: Raft<Types, Machine>, mut faults: watch::Receiver<Faul
         }
         tokio::time::sleep(YIELD_INTERVAL).await;
     }
+}
+
+/// Has the log made shorter when large objects have made it long before it has many entries.
+async fn shorten(raft: Raft<Types, Machine>, flusher: Flusher) {
+    // A request that is dropped, since the state can't be saved just now, is made again when the log is long again.
+    while flusher.until_long(true).await
+        && raft.trigger().snapshot().await.is_ok()
+        && flusher.until_long(false).await
+    {}
 }
 
 /// Waits until no majority has answered this member, which leads, for so long that the others follow another one.

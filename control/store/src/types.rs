@@ -85,12 +85,17 @@ const MEMBERSHIP: u8 = 2;
 /// A transaction that only its vault reads.
 const ENCRYPTED: u8 = 3;
 
-/// Writes an entry, sealed, so that it is checked whenever it is read.
-pub(crate) fn encode_entry(entry: &Entry) -> Result<Vec<u8>, serde_json::Error> {
-    let mut out = codec::unsealed(match &entry.payload {
+/// Bytes that an entry takes, closely enough for a bound.
+pub(crate) fn entry_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
         Payload::Normal(command) => command.0.size() + 64,
         Payload::Blank | Payload::Membership(_) => 64,
-    });
+    }
+}
+
+/// Writes an entry, sealed, so that it is checked whenever it is read.
+pub(crate) fn encode_entry(entry: &Entry) -> Result<Vec<u8>, serde_json::Error> {
+    let mut out = codec::unsealed(entry_bytes(entry));
     put_log_id(&mut out, &entry.log_id);
     match &entry.payload {
         Payload::Blank => out.push(BLANK),

@@ -42,7 +42,7 @@ use crate::health::Health;
 use crate::runner::Runner;
 #[cfg(feature = "simulation")]
 use crate::simulation::plant;
-use crate::types::{Entry, LogId, Payload, Types, Vote};
+use crate::types::{Entry, LogId, Types, Vote, entry_bytes};
 use crate::volume::Volume;
 
 /// Bytes of entries kept in memory beyond those that are not yet durable.
@@ -292,10 +292,7 @@ impl RaftLogReader<Types> for LogStore {
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
             let room = bytes < SENT_BYTES_MAX;
-            bytes += match &entry.payload {
-                Payload::Normal(command) => command.0.size(),
-                Payload::Blank | Payload::Membership(_) => 0,
-            };
+            bytes += entry_bytes(entry);
             room
         };
         let sent = entries.iter().take_while(fits).count();
@@ -357,10 +354,7 @@ impl RaftLogStorage<Types> for LogStore {
         let mut bytes = 0;
         let mut tail = self.shared.tail();
         for entry in &entries {
-            let size = match &entry.payload {
-                Payload::Normal(command) => command.0.size() + 64,
-                Payload::Blank | Payload::Membership(_) => 64,
-            };
+            let size = entry_bytes(entry);
             bytes += size;
             tail.entries.push_back((entry.clone(), size));
             tail.last = Some(entry.log_id);
