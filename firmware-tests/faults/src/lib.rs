@@ -1,8 +1,8 @@
 //! A control plane of real processes under a schedule of faults.
 //!
 //! Each member is a process on a machine of its own, which is a network namespace, with a disk of its own, which is a
-//! file system in a file. Members are killed, stopped, cut off and changed as a seed says, while clients write, read,
-//! list and watch through all of them over the API. Then everything is healed, and what they saw is held against what
+//! file system in a file. Members are killed, stopped, cut off and replaced, their disks are slow, full and failing and
+//! their clocks jump, as a seed says, while clients write, read, list and watch through all of them over the API, and pods run on nodes. Then everything is healed, and what they saw is held against what
 //! one store that does one thing at a time could have shown them (`lichen_firmware_tests::history`). No server may end
 //! by itself, and all must be well again by themselves.
 //!
@@ -13,7 +13,9 @@
 
 mod api;
 mod client;
+mod disk;
 mod nemesis;
+mod nodes;
 mod round;
 mod schedule;
 mod watcher;
@@ -24,11 +26,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::nodes::Nodes;
 use crate::round::Summary;
 use crate::world::World;
 
 /// The longest that a round lasts.
 const ROUND_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// How many nodes there are beside the members.
+const NODES: usize = 2;
 
 /// What to play.
 #[derive(Clone, Debug)]
@@ -43,12 +49,13 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// Plays a schedule. This process must be alone in namespaces for mounts, network and processes, see
-/// [`machine`](lichen_firmware_tests::mounts::machine). What it leaves in `dir` tells what happened.
+/// Plays a schedule, and tells whether that could be done on this machine. This process must be alone in namespaces for
+/// mounts, network and processes, see [`machine`](lichen_firmware_tests::mounts::machine). What it leaves in `dir` tells
+/// what happened.
 ///
 /// # Errors
 /// With what was seen that can't be.
-pub fn run(options: &Options, dir: &Path) -> Result<()> {
+pub fn run(options: &Options, dir: &Path) -> Result<bool> {
     let Options { lichen, members, length, seed } = options;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     println!(
@@ -56,19 +63,24 @@ pub fn run(options: &Options, dir: &Path) -> Result<()> {
         length.as_secs(),
         dir.display()
     );
-    let Some(world) = World::start(lichen, dir, *members, runtime.handle().clone())? else { return Ok(()) };
+    let Some(world) = World::start(lichen, dir, (*members, NODES), runtime.handle().clone())? else {
+        return Ok(false);
+    };
     world.say("all members vote");
+    let mut nodes = Nodes::start(&world)?;
     let rounds = length.as_secs().div_ceil(ROUND_MAX.as_secs()).max(1);
     let each = *length / u32::try_from(rounds)?;
     let mut all = Summary::default();
     for round in 0..rounds {
         // So that a round can be played alone.
         let seed = seed + round;
-        let summary = round::play(&world, round, seed, each)
-            .with_context(|| format!("in round {} of {rounds}, whose seed is {seed}", round + 1))?;
+        let played = round::play(&world, round, seed, each);
+        let played = played.and_then(|summary| nodes.check(&world).map(|()| summary));
+        let summary =
+            played.with_context(|| format!("in round {} of {rounds}, whose seed is {seed}", round + 1))?;
         world.say(&format!("round {} of {rounds} is well: {summary:?}", round + 1));
         all += summary;
     }
     println!("all is well: {all:?}");
-    Ok(())
+    Ok(true)
 }

@@ -43,7 +43,7 @@ fn main() -> Result<ExitCode> {
             length: Duration::from_secs(arguments.minutes * 60),
             seed: arguments.seed,
         };
-        run(&options, dir.as_ref())?;
+        ensure!(run(&options, dir.as_ref())?, "it can't be played here");
         return Ok(ExitCode::SUCCESS);
     }
     ensure!(mounts::available(), "it takes root's rights and `unshare` of util-linux");

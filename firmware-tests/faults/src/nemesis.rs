@@ -3,13 +3,16 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::disk::Levels;
 use crate::schedule::{Fault, Planned, Way, Whom};
 use crate::world::{Claim, World};
 
 /// How often servers are looked after.
 const LOOK: Duration = Duration::from_millis(100);
+/// By how much a clock is wrong: less than certificates are dated back.
+const CLOCK_SECONDS_MAX: u64 = 3_600;
 
 /// Plays a schedule to its end, or until something is wrong.
 pub(crate) fn play(world: &World, schedule: &[Planned]) {
@@ -38,53 +41,96 @@ fn befall(world: &World, planned: &Planned) -> Result<()> {
         Whom::Leader => world.leader().map(|(index, _)| index),
         Whom::Member(index) => Some(index),
     };
-    let Some(claim) = index.and_then(|index| world.claim(index)) else {
-        world.say(&format!("nobody {}", planned.fault));
+    let nobody = || world.say(&format!("nobody {}", planned.fault));
+    let Some(index) = index else {
+        nobody();
         return Ok(());
     };
-    let name = &world.places[claim.index].name;
+    // Others may befall a member whose disk is slow, so that it is no claim to it.
+    let claim = match planned.fault {
+        Fault::SlowDisk(_) => None,
+        _ => match world.claim(index) {
+            Some(claim) => Some(claim),
+            None => {
+                nobody();
+                return Ok(());
+            }
+        },
+    };
+    let index = claim.as_ref().map_or(index, |claim| claim.index);
+    let levels = levels(planned)?;
+    let name = &world.places[index].name;
     let leads = if planned.whom == Whom::Leader { ", which leads," } else { "" };
-    world.say(&format!("{name}{leads} {}, for {:.1} s", planned.fault, planned.lasts.as_secs_f64()));
+    let how = levels.map(|levels| format!(": {levels}")).unwrap_or_default();
+    world.say(&format!("{name}{leads} {}{how}, for {:.1} s", planned.fault, planned.lasts.as_secs_f64()));
+    match claim {
+        Some(claim) if levels.is_none() => happen(world, &claim, planned)?,
+        _ => {
+            let disk = &world.places[index].disk;
+            disk.set(&levels.unwrap_or_default())?;
+            thread::sleep(planned.lasts);
+            disk.set(&Levels::default())?;
+        }
+    }
+    world.say(&format!("{name} is well again"));
+    Ok(())
+}
+
+/// What a server is made to believe, if that is the fault.
+fn levels(planned: &Planned) -> Result<Option<Levels>> {
+    let calm = Levels::default();
+    let lot = planned.lot;
+    Ok(Some(match planned.fault {
+        Fault::SlowDisk(sync_ms) => Levels { sync_ms, ..calm },
+        Fault::FailingDisk => Levels { fail_after: lot % 60, fail_count: 1 + lot / 60 % 4, ..calm },
+        Fault::Clock => {
+            let seconds = 1 + i64::try_from(lot / 2 % CLOCK_SECONDS_MAX)?;
+            Levels { clock_seconds: if lot.is_multiple_of(2) { seconds } else { -seconds }, ..calm }
+        }
+        _ => return Ok(None),
+    }))
+}
+
+fn happen(world: &World, claim: &Claim<'_>, planned: &Planned) -> Result<()> {
+    let (index, count, time) = (claim.index, world.places.len(), planned.lasts);
     match planned.fault {
-        Fault::Kill => down(world, &[&claim], planned.lasts)?,
+        Fault::Kill => down(world, &[claim], time),
         Fault::KillAll => {
-            let others: Vec<Claim<'_>> =
-                world.places.iter().filter_map(|_| world.claim(claim.index)).collect();
-            let all: Vec<&Claim<'_>> = others.iter().chain([&claim]).collect();
-            down(world, &all, planned.lasts)?;
+            let others: Vec<Claim<'_>> = world.places.iter().filter_map(|_| world.claim(index)).collect();
+            let all: Vec<&Claim<'_>> = others.iter().chain([claim]).collect();
+            down(world, &all, time)
         }
         Fault::Pause => {
-            world.signal(&claim, "-STOP")?;
-            thread::sleep(planned.lasts);
-            world.signal(&claim, "-CONT")?;
+            world.signal(claim, "-STOP")?;
+            thread::sleep(time);
+            world.signal(claim, "-CONT")
         }
-        Fault::Isolate(way) => {
-            cut(world, &[claim.index], &others(world, &[claim.index]), way, planned.lasts)?
-        }
-        Fault::Part(way) => {
-            let other = (claim.index + 1) % world.places.len();
-            cut(world, &[claim.index], &[other], way, planned.lasts)?;
-        }
+        Fault::Isolate(way) => cut(world, &[index], &others(world, &[index]), way, time),
+        Fault::Part(way) => cut(world, &[index], &[(index + 1) % count], way, time),
         Fault::Split => {
-            let count = world.places.len();
-            let minority: Vec<usize> =
-                (0..(count - 1) / 2).map(|step| (claim.index + step) % count).collect();
-            cut(world, &minority, &others(world, &minority), Way::Both, planned.lasts)?;
+            let minority: Vec<usize> = (0..(count - 1) / 2).map(|step| (index + step) % count).collect();
+            cut(world, &minority, &others(world, &minority), Way::Both, time)
         }
         Fault::Transfer => {
             // Whoever is asked may be unable to.
-            let asked = world.id_of(claim.index).map(|id| world.lichen(&["member", "transfer-leader", &id]));
+            let asked = world.id_of(index).map(|id| world.lichen(&["member", "transfer-leader", &id]));
             let how = match asked {
                 Some(Ok(_)) => "leads".to_owned(),
                 Some(Err(error)) => format!("does not lead: {error:#}"),
                 None => "can't be asked".to_owned(),
             };
-            world.say(&format!("{name} {}", how.trim_end()));
-            return Ok(());
+            world.say(&format!("{} {}", world.places[index].name, how.trim_end()));
+            Ok(())
         }
+        Fault::FullDisk => {
+            let disk = &world.places[index].disk;
+            disk.fill()?;
+            thread::sleep(time);
+            disk.free()
+        }
+        Fault::Replace => replace(world, claim, time),
+        Fault::SlowDisk(_) | Fault::FailingDisk | Fault::Clock => bail!("it is what a server believes"),
     }
-    world.say(&format!("{name} is well again"));
-    Ok(())
 }
 
 /// Kills members, and starts them once that time is over.
@@ -95,9 +141,8 @@ fn down(world: &World, claims: &[&Claim<'_>], time: Duration) -> Result<()> {
     thread::sleep(time);
     thread::scope(|scope| {
         let started: Vec<_> = claims.iter().map(|claim| scope.spawn(|| world.restart(claim))).collect();
-        started
-            .into_iter()
-            .try_for_each(|started| started.join().unwrap_or_else(|_| anyhow::bail!("a start panicked")))
+        let mut started = started.into_iter().map(|started| started.join());
+        started.try_for_each(|started| started.unwrap_or_else(|_| bail!("a start panicked")))
     })
 }
 
@@ -122,4 +167,42 @@ fn cut(world: &World, few: &[usize], others: &[usize], way: Way, time: Duration)
     set(true)?;
     thread::sleep(time);
     set(false)
+}
+
+/// Removes a member, which ends and says why, and lets another one join in its place.
+fn replace(world: &World, claim: &Claim<'_>, time: Duration) -> Result<()> {
+    let place = &world.places[claim.index];
+    let mut found = None;
+    world.until("the members are known", || {
+        found = world.id_of(claim.index);
+        found.is_some()
+    })?;
+    let id = found.unwrap_or_default();
+    // From here on it may end by itself.
+    let server = world.release(claim)?;
+    let mut told = Vec::new();
+    let removed = world.until("a member is removed", || {
+        // A request that was not answered may have removed it.
+        let members = world.members();
+        if !members.is_empty() && members.iter().all(|member| member["id"] != *id) {
+            return true;
+        }
+        told.extend(world.lichen(&["member", "remove", &id]).err().map(|error| error.to_string()));
+        false
+    });
+    removed.with_context(|| told.join("\n"))?;
+    let said = world.ended(server)?;
+    ensure!(said.contains("was removed from the cluster"), "{} ended otherwise:\n{said}", place.name);
+    place.disk.wipe()?;
+    thread::sleep(time);
+    told.clear();
+    let by = (claim.index + 1) % world.places.len();
+    let joined = world.until("a machine joins anew", || match world.join(claim, by) {
+        Ok(()) => true,
+        Err(error) => {
+            told.push(format!("{error:#}"));
+            false
+        }
+    });
+    joined.with_context(|| told.join("\n"))
 }

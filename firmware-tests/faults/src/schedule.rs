@@ -42,6 +42,16 @@ pub(crate) enum Fault {
     Split,
     /// Another member is asked to lead.
     Transfer,
+    /// Whatever makes something durable takes so many milliseconds. It may last while something else befalls the member.
+    SlowDisk(u64),
+    /// Nothing more fits on a member's disk.
+    FullDisk,
+    /// Some writes or syncs fail.
+    FailingDisk,
+    /// A member's clock jumps, and back at the end.
+    Clock,
+    /// A member is removed, and its machine joins anew with an empty disk.
+    Replace,
 }
 
 /// Whom it befalls, of those to whom nothing else happens.
@@ -64,6 +74,8 @@ pub(crate) struct Planned {
     pub(crate) whom: Whom,
     /// What it is.
     pub(crate) fault: Fault,
+    /// What else is left to chance.
+    pub(crate) lot: u64,
 }
 
 /// How likely a fault is beside the others, and for how many milliseconds it lasts.
@@ -78,6 +90,12 @@ const FAULTS: &[(u32, (u64, u64), Fault)] = &[
     (4, (1_000, 12_000), Fault::Part(Way::Out)),
     (4, (1_000, 12_000), Fault::Split),
     (5, (0, 0), Fault::Transfer),
+    (5, (5_000, 20_000), Fault::SlowDisk(100)),
+    (4, (8_000, 25_000), Fault::SlowDisk(7_000)),
+    (6, (3_000, 12_000), Fault::FullDisk),
+    (6, (2_000, 8_000), Fault::FailingDisk),
+    (5, (1_000, 15_000), Fault::Clock),
+    (5, (0, 3_000), Fault::Replace),
 ];
 
 impl fmt::Display for Fault {
@@ -95,6 +113,11 @@ impl fmt::Display for Fault {
             Self::Part(cut) => write!(f, "is cut off from one other{}", way(cut)),
             Self::Split => write!(f, "is of the minority that is cut off"),
             Self::Transfer => write!(f, "is asked to lead"),
+            Self::SlowDisk(_) => write!(f, "has a slow disk"),
+            Self::FullDisk => write!(f, "has a full disk"),
+            Self::FailingDisk => write!(f, "has a failing disk"),
+            Self::Clock => write!(f, "has a wrong clock"),
+            Self::Replace => write!(f, "is removed and replaced"),
         }
     }
 }
@@ -131,7 +154,7 @@ pub(crate) fn draw(seed: u64, members: usize, length: Duration) -> Vec<Planned> 
         if at + lasts > length {
             return all;
         }
-        all.push(Planned { at, lasts, whom, fault: *fault });
+        all.push(Planned { at, lasts, whom, fault: *fault, lot: random.random() });
     }
 }
 

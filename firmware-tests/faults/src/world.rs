@@ -1,7 +1,6 @@
 //! The members: each a process on a machine and a disk of its own, and what can be done to them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,20 +9,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lichen_firmware_tests::cluster::succeed;
-use lichen_firmware_tests::mounts;
 use lichen_firmware_tests::network::{Host, Network};
 use lichen_firmware_tests::process::Process;
+use lichen_firmware_tests::{mounts, tools};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
 use crate::api::Api;
+use crate::disk::{self, Disk};
 
 /// The network of all machines; a member's number is the last part of its address.
 const NETWORK: &str = "10.77.0";
+/// The number of the first machine that is no member's.
+const MACHINES: usize = 101;
 /// The clients' address.
 const CLIENTS: &str = "10.77.0.254";
-/// How large a member's disk is.
-const DISK_BYTES: u64 = 512 << 20;
 /// What a server prints once it serves.
 const READY: &str = "A node joins";
 /// How long the cluster may take to begin, and to be well again.
@@ -45,9 +45,12 @@ pub(crate) struct World {
     pub(crate) places: Vec<Place>,
     /// A client of all of them.
     pub(crate) api: Api,
+    /// Machines that are no member's.
+    pub(crate) machines: Vec<Host>,
+    /// The program that is tried.
+    pub(crate) lichen: PathBuf,
     /// Where requests run.
     pub(crate) handle: Handle,
-    lichen: PathBuf,
     began: Instant,
     /// How many faults cut one host off another, by their places.
     cuts: Mutex<BTreeMap<(usize, usize), u32>>,
@@ -60,7 +63,8 @@ pub(crate) struct Place {
     /// What it is called.
     pub(crate) name: String,
     host: Host,
-    data: PathBuf,
+    /// Its disk.
+    pub(crate) disk: Disk,
     server: Mutex<Option<Process>>,
     /// Whether something happens to it.
     claimed: AtomicBool,
@@ -89,15 +93,16 @@ impl Place {
         format!("https://{}:6443", self.host.address)
     }
 
+    /// Where nodes reach it.
+    pub(crate) fn broker(&self) -> String {
+        format!("{}:8883", self.host.address)
+    }
+
     fn make(index: usize, host: &Host, dir: &Path) -> Result<Self> {
         let name = format!("m{index}");
-        let (image, data) = (dir.join(format!("{name}.disk")), dir.join(&name));
-        File::create(&image)?.set_len(DISK_BYTES)?;
-        let made = Command::new("mkfs.ext4").arg("-q").arg(&image).output().context("mkfs.ext4")?;
-        succeed(made, &["mkfs.ext4"])?;
-        std::fs::create_dir(&data)?;
-        mounts::mount(&["-o", "loop", &image.to_string_lossy()], &data);
-        Ok(Self { name, host: host.clone(), data, server: Mutex::default(), claimed: AtomicBool::new(false) })
+        let disk = Disk::make(dir, &name)?;
+        let claimed = AtomicBool::new(false);
+        Ok(Self { name, host: host.clone(), disk, server: Mutex::default(), claimed })
     }
 
     fn start(&self, lichen: &Path, dir: &Path, arguments: &[&str]) -> Result<()> {
@@ -107,7 +112,8 @@ impl Place {
         for (option, port) in [("--api-addr", 6443), ("--mqtt-addr", 8883), ("--peer-addr", 6444)] {
             command.arg(option).arg(format!("{address}:{port}"));
         }
-        command.arg("--data-dir").arg(&self.data).args(arguments);
+        command.arg("--data-dir").arg(&self.disk.data).args(arguments);
+        self.disk.deceive(&mut command);
         let server = Process::start(&self.name, command, dir, &[READY])?;
         *lock(&self.server) = Some(server);
         Ok(())
@@ -115,18 +121,31 @@ impl Place {
 }
 
 impl World {
-    /// Starts so many members in namespaces that this process must be alone in. Nothing where that can't be.
-    pub(crate) fn start(lichen: &Path, dir: &Path, members: usize, handle: Handle) -> Result<Option<Self>> {
-        let addresses: Vec<String> = (1..=members).map(|number| format!("{NETWORK}.{number}")).collect();
+    /// Starts so many members in namespaces that this process must be alone in, and makes machines for others. Nothing
+    /// where that can't be.
+    pub(crate) fn start(
+        lichen: &Path,
+        dir: &Path,
+        (members, machines): (usize, usize),
+        handle: Handle,
+    ) -> Result<Option<Self>> {
+        if let Some(why) = disk::unavailable() {
+            tools::missing(why);
+            return Ok(None);
+        }
+        let numbers = (1..=members).chain(MACHINES..MACHINES + machines);
+        let addresses: Vec<String> = numbers.map(|number| format!("{NETWORK}.{number}")).collect();
         mounts::mount(&["-t", "tmpfs", "none"], Path::new("/run/netns"));
         let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
         let Some(network) = Network::new(&addresses) else { return Ok(None) };
         network.attach(CLIENTS)?;
-        let hosts = network.hosts().iter().enumerate();
+        let (hosts, machines) = network.hosts().split_at(members);
+        let machines = machines.to_vec();
+        let hosts = hosts.iter().enumerate();
         let places = hosts.map(|(index, host)| Place::make(index, host, dir)).collect::<Result<Vec<_>>>()?;
         places[0].start(lichen, dir, &["--cluster-init"])?;
         let kubeconfig = dir.join("admin.kubeconfig");
-        std::fs::copy(places[0].data.join("admin.kubeconfig"), &kubeconfig)?;
+        std::fs::copy(places[0].disk.data.join("admin.kubeconfig"), &kubeconfig)?;
         let world = Self {
             dir: dir.to_owned(),
             api: Api::new(&kubeconfig)?,
@@ -136,15 +155,15 @@ impl World {
             cuts: Mutex::default(),
             failures: Mutex::default(),
             _network: network,
+            machines,
             places,
         };
-        for place in &world.places[1..] {
-            let token = world.lichen(&["token", "create", "--member"])?;
-            let join = world.places[0].url();
-            place.start(&world.lichen, &world.dir, &["--join", &join, "--token", token.trim()])?;
+        for index in 1..members {
+            let claim = world.claim(index).context("nothing happens yet")?;
+            world.join(&claim, 0)?;
         }
         world.until("all members vote", || world.all_vote())?;
-        let own = world.places[0].data.join("admin.kubeconfig");
+        let own = world.places[0].disk.data.join("admin.kubeconfig");
         world.until("the kubeconfig has all members", || {
             let text = std::fs::read_to_string(&own).unwrap_or_default();
             world.places.iter().all(|place| text.contains(&place.url()))
@@ -187,20 +206,23 @@ impl World {
         Ok(())
     }
 
-    /// The members as any of them tells it.
-    pub(crate) fn members(&self) -> Vec<Value> {
+    /// What the first member that answers has at a path.
+    pub(crate) fn get(&self, path: &str) -> Option<Value> {
         let ask = async {
             for place in &self.places {
-                let url = format!("{}{MEMBERS}", place.url());
-                if let Some(list) = self.api.get(&url, ANSWER_MAX).await
-                    && let Some(members) = list["items"].as_array()
-                {
-                    return members.clone();
+                let found = self.api.get(&format!("{}{path}", place.url()), ANSWER_MAX).await;
+                if found.is_some() {
+                    return found;
                 }
             }
-            Vec::new()
+            None
         };
         self.handle.block_on(ask)
+    }
+
+    /// The members as any of them tells it.
+    pub(crate) fn members(&self) -> Vec<Value> {
+        self.get(MEMBERS).and_then(|list| list["items"].as_array().cloned()).unwrap_or_default()
     }
 
     /// The place of a member of the list.
@@ -259,6 +281,29 @@ impl World {
     /// Starts a server that was killed.
     pub(crate) fn restart(&self, claim: &Claim<'_>) -> Result<()> {
         claim.place.start(&self.lichen, &self.dir, &[])
+    }
+
+    /// Looks after a server no more.
+    pub(crate) fn release(&self, claim: &Claim<'_>) -> Result<Process> {
+        lock(&claim.place.server).take().with_context(|| format!("{} does not run", claim.place.name))
+    }
+
+    /// Waits until a server ends by itself, as it should, and tells what it said.
+    pub(crate) fn ended(&self, mut server: Process) -> Result<String> {
+        let mut ended = None;
+        self.until("a server ends that shall", || {
+            ended = server.ended().ok().flatten();
+            ended.is_some()
+        })?;
+        ensure!(ended.is_some_and(|status| !status.success()), "a removed server ended well: {ended:?}");
+        Ok(server.tail())
+    }
+
+    /// Lets a server join with an empty disk, by way of another one.
+    pub(crate) fn join(&self, claim: &Claim<'_>, by: usize) -> Result<()> {
+        let token = self.lichen(&["token", "create", "--member"])?;
+        let join = self.places[by].url();
+        claim.place.start(&self.lichen, &self.dir, &["--join", &join, "--token", token.trim()])
     }
 
     /// Sends a signal to a server.

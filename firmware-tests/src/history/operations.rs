@@ -94,11 +94,16 @@ fn place(
     operation: &Operation,
 ) -> Result<Place, Violation> {
     let first = reached / 2;
-    let mut candidates: Vec<Revision> =
-        keys.iter().flat_map(|key| timeline.changes_of(key, first)).chain([first]).chain(only).collect();
-    candidates.sort_unstable();
-    if let Some(found) = candidates.into_iter().find(|at| after(*at) >= reached && holds(*at)) {
-        return Ok(after(found));
+    let mut at = first;
+    loop {
+        if holds(at) {
+            return Ok(after(at));
+        }
+        let changes = keys.iter().filter_map(|key| timeline.changes_of(key, at).next());
+        match changes.chain(only.filter(|only| *only > at)).min() {
+            Some(next) => at = next,
+            None => break,
+        }
     }
     let mut before = keys.iter().flat_map(|key| timeline.changes_of(key, 0)).chain([0]).chain(only);
     let fault = if before.any(&holds) { Fault::Stale } else { Fault::Wrong };
@@ -112,15 +117,24 @@ struct Writers {
     unclaimed: Vec<Revision>,
 }
 
-/// When the first of those ended who saw a revision or a later one.
-fn first_seen(order: &[&Operation], revision: Revision) -> u64 {
-    let saw = |did: &Did| match did {
-        Did::Wrote { outcome: Outcome::Done(at), .. } | Did::Listed { revision: at, .. } => Some(*at),
-        Did::Read { found, .. } => found.as_ref().map(|(at, _)| *at),
-        Did::Wrote { .. } => None,
-    };
-    let those = order.iter().filter(|operation| saw(&operation.did).is_some_and(|at| at >= revision));
-    those.map(|operation| operation.ended).min().unwrap_or(u64::MAX)
+/// When the first of those ended who saw a revision or a later one, for each revision that somebody saw.
+fn first_seen(order: &[&Operation]) -> BTreeMap<Revision, u64> {
+    let mut seen = BTreeMap::new();
+    for operation in order {
+        let revision = match &operation.did {
+            Did::Wrote { outcome: Outcome::Done(at), .. } | Did::Listed { revision: at, .. } => *at,
+            Did::Read { found: Some((at, _)), .. } => *at,
+            Did::Read { found: None, .. } | Did::Wrote { .. } => continue,
+        };
+        let ended = seen.entry(revision).or_insert(u64::MAX);
+        *ended = operation.ended.min(*ended);
+    }
+    let mut earliest = u64::MAX;
+    for ended in seen.values_mut().rev() {
+        earliest = earliest.min(*ended);
+        *ended = earliest;
+    }
+    seen
 }
 
 fn writers(order: &[&Operation], timeline: &Timeline) -> Result<Writers, Violation> {
@@ -136,6 +150,7 @@ fn writers(order: &[&Operation], timeline: &Timeline) -> Result<Writers, Violati
             deletions.entry(*revision).or_default().push(index);
         }
     }
+    let first_seen = first_seen(order);
     let mut writers = Writers { by_operation: BTreeMap::new(), unclaimed: Vec::new() };
     for (revision, changes) in timeline.after(0) {
         let value = changes.values().flatten().next();
@@ -151,7 +166,7 @@ fn writers(order: &[&Operation], timeline: &Timeline) -> Result<Writers, Violati
             // Of several that found the key gone at this revision the first to begin may have been the one, unless it
             // began when that had been seen, or expected something else: then it was one that nobody was told of.
             None => {
-                let seen = first_seen(order, revision);
+                let seen = first_seen.range(revision..).next().map_or(u64::MAX, |(_, ended)| *ended);
                 let claims = deletions.get(&revision).into_iter().flatten();
                 let mut claims = claims.filter(|index| {
                     let Did::Wrote { steps, .. } = &order[**index].did else { return false };
