@@ -8,6 +8,7 @@ use std::time::Duration;
 use lichen_api::pod::defaults::Patience;
 use lichen_gateway::{NODE_CERTIFICATE_TTL, SILENCE_GRACE};
 use lichen_mqtt::Access;
+use lichen_store::Pace;
 use lichen_wire::session::Timing;
 
 /// The broker that nodes and server meet at.
@@ -61,6 +62,8 @@ pub struct Config {
     pub cluster_init: bool,
     /// The cluster to join. Of no meaning for a server that has.
     pub join: Option<Join>,
+    /// How soon the members of the control plane miss each other.
+    pub pace: Pace,
     /// How long pods stay on lost nodes unless they say so themselves.
     pub patience: Patience,
     /// Where the key is that encrypts what is secret in the store; in the data directory, and made there, if this is not
@@ -88,6 +91,7 @@ impl Config {
             peer_addr: None,
             cluster_init: false,
             join: None,
+            pace: Pace::default(),
             patience: Patience::default(),
             encryption_key_file: None,
             node_certificate_ttl: NODE_CERTIFICATE_TTL,

@@ -28,6 +28,7 @@ pub use server::{Server, StartError, TokenError};
 
 pub use lichen_api::pod::defaults::Patience;
 pub use lichen_mqtt::Access;
+pub use lichen_store::Pace;
 
 pub use lichen_gateway::{
     ORDER_ANNOTATION, Order, Purpose, RESULT_ANNOTATION, TOKEN_NAMESPACE, TOKEN_SECRET_TYPE, new_token,

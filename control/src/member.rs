@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use lichen_peers::{Listener, MemberRecord, PORT, Peers, PeersError, Serving};
 use lichen_pki::{Authority, PkiError};
-use lichen_store::{CommitError, EncryptionKey, Store};
+use lichen_store::{CommitError, EncryptionKey, Peering, Store};
 use lichen_wire::join::Token;
 use serde::{Deserialize, Serialize};
 
@@ -191,8 +191,13 @@ pub(crate) async fn open(config: &Config) -> Result<Opened, MemberError> {
     write(&config.data_dir, &membership)?;
     let authority = Arc::new(Authority::open_or_create(&pki)?);
     let peers = Peers::new(authority.clone());
-    let joins = !membership.joined.is_empty();
-    let store = Store::open_member(store, &address, joins, peers.network()).await?;
+    let peering = Peering {
+        address: address.clone(),
+        joins: !membership.joined.is_empty(),
+        pace: config.pace,
+        network: peers.network(),
+    };
+    let store = Store::open_member(store, peering).await?;
     match enter(&peers, &store, listener, &membership, &address).await {
         Ok(serving) => {
             let member = Some(Member { peers, serving, address });

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use jiff::{Span, SpanRelativeTo};
 use lichen_agent::{Agent, BrokerArguments};
-use lichen_control::{Access, Broker, Join, Patience, Server};
+use lichen_control::{Access, Broker, Join, Pace, Patience, Server};
 
 use crate::limits::raise_descriptors;
 
@@ -100,6 +100,7 @@ impl ServerArguments {
             peer_addr: membership.peer_addr,
             cluster_init: membership.cluster_init,
             join: membership.join,
+            pace: membership.pace,
             compile_worker: vec![own.to_string_lossy().into_owned(), "compile-worker".into()],
             ..lichen_control::Config::new(data_dir.join(SERVER_DIR))
         };
@@ -113,6 +114,7 @@ pub(crate) struct Membership {
     pub(crate) cluster_init: bool,
     pub(crate) join: Option<Join>,
     pub(crate) peer_addr: Option<SocketAddr>,
+    pub(crate) pace: Pace,
 }
 
 /// A server and its agents in one process.

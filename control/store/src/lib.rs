@@ -62,6 +62,7 @@ pub use key::{Key, Revision, Term};
 pub use member::{MemberStatus, Role};
 pub use ordered::{Applier, Order};
 pub use peers::Network;
+pub use raft::Pace;
 pub use record::{Draft, Pairs, Record};
 pub use state::{Page, RangeError, RangeOptions};
 pub use store::{Config, Leadership, Peering, Simulated, Store};

@@ -26,11 +26,6 @@ use crate::simulation::plant;
 use crate::types::{Command, Reply, Types};
 use crate::{CommitError, Committed, Leadership, Term, Txn};
 
-const HEARTBEAT_MS: u64 = 125;
-/// How long a member that hears of no leader waits until it stands for election, beyond the longest of these, for which it
-/// believes in the leader it last heard: so a lost leader is followed by another within a second.
-const ELECTION_MS_MIN: u64 = 250;
-const ELECTION_MS_MAX: u64 = 450;
 /// How long a lone member may take to lead and to apply its log before opening fails.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a write that the others have not confirmed may take before its outcome is called unknown.
@@ -43,8 +38,54 @@ const COMPACT_AGAIN: Duration = Duration::from_millis(200);
 const YIELD_INTERVAL: Duration = Duration::from_millis(500);
 /// How long another member may take to lead when this one ends.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
-/// A leader that no majority answered for this long takes itself for deposed. Longer than the others take to follow it.
-const UNHEARD_MAX: Duration = Duration::from_secs(2);
+
+/// How soon members miss each other. All members need the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    heartbeat: Duration,
+}
+
+impl Default for Pace {
+    /// A lost leader is followed by another within a second.
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_millis(125) }
+    }
+}
+
+impl Pace {
+    /// The shortest and the longest interval between heartbeats.
+    pub const BOUNDS: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+    /// The pace of a leader that lets the others hear from it this often, within [`Pace::BOUNDS`].
+    #[must_use]
+    pub fn new(heartbeat: Duration) -> Self {
+        let [shortest, longest] = Self::BOUNDS;
+        Self { heartbeat: heartbeat.clamp(shortest, longest) }
+    }
+
+    /// Milliseconds between heartbeats.
+    fn heartbeat_ms(self) -> u64 {
+        // A second at most.
+        u64::try_from(self.heartbeat.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The bounds of how long a member that hears of no leader waits until it stands for election, in milliseconds,
+    /// beyond the longer one, for which it believes in the leader that it last heard.
+    fn election_ms(self) -> [u64; 2] {
+        [self.heartbeat_ms() * 2, self.heartbeat_ms() * 18 / 5]
+    }
+
+    /// A voter that has not answered for this long is not asked to lead.
+    fn answered_max(self) -> Duration {
+        self.heartbeat * 8
+    }
+
+    /// A leader that no majority answered for this long takes itself for deposed. Longer than the others take to follow
+    /// it.
+    fn unheard_max(self) -> Duration {
+        self.heartbeat * 16
+    }
+}
 
 /// How long the log may be.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +122,7 @@ pub(crate) enum Origin {
 /// Raft, running.
 pub(crate) struct Replica {
     raft: Raft<Types, Machine>,
+    pace: Pace,
     tasks: [JoinHandle<()>; 3],
     /// Held by a change of the members.
     changing: tokio::sync::Mutex<()>,
@@ -91,6 +133,7 @@ impl Replica {
     pub(crate) async fn start(
         id: u64,
         origin: Origin,
+        pace: Pace,
         peers: Peers,
         log: LogStore,
         machine: Machine,
@@ -98,11 +141,12 @@ impl Replica {
         leadership: watch::Sender<Leadership>,
     ) -> Result<Self, String> {
         let LogBounds { snapshot_entries, kept_entries, lag_entries } = LogBounds::now();
+        let [election_timeout_min, election_timeout_max] = pace.election_ms();
         let config = openraft::Config {
             cluster_name: "lichen".into(),
-            heartbeat_interval: HEARTBEAT_MS,
-            election_timeout_min: ELECTION_MS_MIN,
-            election_timeout_max: ELECTION_MS_MAX,
+            heartbeat_interval: pace.heartbeat_ms(),
+            election_timeout_min,
+            election_timeout_max,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_entries),
             max_in_snapshot_log_to_keep: kept_entries,
             replication_lag_threshold: lag_entries,
@@ -117,11 +161,11 @@ impl Replica {
         let flusher = machine.flusher().clone();
         let raft = Raft::new(id, config, peers, log, machine).await.map_err(|error| error.to_string())?;
         let tasks = [
-            Types::spawn(lead(raft.clone(), leadership.clone())),
-            Types::spawn(yield_lead(raft.clone(), health.faults())),
+            Types::spawn(lead(raft.clone(), pace, leadership.clone())),
+            Types::spawn(yield_lead(raft.clone(), pace, health.faults())),
             Types::spawn(shorten(raft.clone(), flusher)),
         ];
-        let replica = Self { raft, tasks, changing: Default::default() };
+        let replica = Self { raft, pace, tasks, changing: Default::default() };
         let raft = &replica.raft;
         let known = |state: &openraft::RaftState<Types>| -> Vec<u64> {
             state.membership_state.effective().nodes().map(|(member, _)| *member).collect()
@@ -242,7 +286,7 @@ impl Replica {
         if !self.raft.is_leader() {
             return;
         }
-        let Some(best) = membership::successor(&self.raft) else { return };
+        let Some(best) = self.successor() else { return };
         if self.raft.trigger().transfer_leader(best).await.is_ok() {
             let led = |metrics: &openraft::RaftMetrics<Types>| metrics.state != ServerState::Leader;
             // Whoever is late stands for election by itself.
@@ -331,9 +375,9 @@ async fn barrier(raft: &Raft<Types, Machine>) -> Result<(), CommitError> {
 }
 
 /// Hands the lead over when this member can't write its log: the others would wait for it, and clients with them.
-async fn yield_lead(raft: Raft<Types, Machine>, mut faults: watch::Receiver<Faults>) {
+async fn yield_lead(raft: Raft<Types, Machine>, pace: Pace, mut faults: watch::Receiver<Faults>) {
     while faults.wait_for(|faults| faults.log.is_some()).await.is_ok() {
-        if let Some(best) = membership::successor(&raft) {
+        if let Some(best) = membership::successor(&raft, pace) {
             tracing::warn!(
                 to = format!("{best:016x}"),
                 "handing over the lead: the log can't be written here"
@@ -356,7 +400,7 @@ async fn shorten(raft: Raft<Types, Machine>, flusher: Flusher) {
 }
 
 /// Waits until no majority has answered this member, which leads, for so long that the others follow another one.
-async fn unheard(raft: &Raft<Types, Machine>) {
+async fn unheard(raft: &Raft<Types, Machine>, pace: Pace) {
     loop {
         let heard = {
             let metrics = raft.metrics();
@@ -365,15 +409,15 @@ async fn unheard(raft: &Raft<Types, Machine>) {
             metrics.last_quorum_acked.filter(|_| !alone).map(|heard| heard.elapsed())
         };
         match heard {
-            Some(silent) if silent >= UNHEARD_MAX => return,
-            heard => Types::sleep(UNHEARD_MAX - heard.unwrap_or_default()).await,
+            Some(silent) if silent >= pace.unheard_max() => return,
+            heard => Types::sleep(pace.unheard_max() - heard.unwrap_or_default()).await,
         }
     }
 }
 
 /// Says who leads. A member that leads says so only when its state has everything from before its term, and only while a
 /// majority answers it: raft itself would keep a leader that is cut off, and what it runs would keep its nodes.
-async fn lead(raft: Raft<Types, Machine>, leadership: watch::Sender<Leadership>) {
+async fn lead(raft: Raft<Types, Machine>, pace: Pace, leadership: watch::Sender<Leadership>) {
     let mut metrics = raft.server_metrics();
     let mut ticking = false;
     loop {
@@ -397,7 +441,7 @@ async fn lead(raft: Raft<Types, Machine>, leadership: watch::Sender<Leadership>)
                 Err(error) if error.kind() == crate::ErrorKind::Fatal => {}
                 // The lead may be confirmed by the next heartbeat, or be lost, which is a change too.
                 Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS)).await;
+                    tokio::time::sleep(pace.heartbeat).await;
                     continue;
                 }
             }
@@ -406,7 +450,7 @@ async fn lead(raft: Raft<Types, Machine>, leadership: watch::Sender<Leadership>)
         let changed = tokio::select! {
             biased;
             changed = metrics.changed() => changed.is_ok(),
-            () = unheard(&raft), if leads => {
+            () = unheard(&raft, pace), if leads => {
                 tracing::warn!(term = term.0, "no majority of the members answers: this member leads no more");
                 publish(&leadership, Leadership { leader: false, term });
                 true

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, bail};
-use lichen_control::Join;
+use lichen_control::{Join, Pace};
 
-use crate::embedded::{Membership, ServerArguments, interrupted};
+use crate::embedded::{Membership, ServerArguments, duration, interrupted};
 
 /// Runs the control plane until it is interrupted.
 #[derive(clap::Args)]
@@ -31,6 +31,19 @@ pub(crate) struct Arguments {
     /// Where other members reach this one; kept for later starts [default: 0.0.0.0:6444 with --cluster-init or --join].
     #[arg(long, value_name = "IP:PORT")]
     peer_addr: Option<SocketAddr>,
+    /// How often the member that leads lets the others hear from it, 50ms to 1s: the same for all. They look for another
+    /// leader after four to eight of these. Longer ones are for slow machines and links.
+    #[arg(long, value_name = "DURATION", default_value = "125ms", value_parser = pace)]
+    heartbeat_interval: Pace,
+}
+
+fn pace(text: &str) -> Result<Pace> {
+    let interval = duration(text)?;
+    let [shortest, longest] = Pace::BOUNDS;
+    if !(shortest..=longest).contains(&interval) {
+        bail!("an interval must be from {shortest:?} to {longest:?}");
+    }
+    Ok(Pace::new(interval))
 }
 
 /// Runs the command.
@@ -41,6 +54,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
         cluster_init: arguments.cluster_init,
         join: join.map(|(server, token)| Join { server, token }),
         peer_addr: arguments.peer_addr,
+        pace: arguments.heartbeat_interval,
     };
     let (mut server, kubeconfig) = arguments.server.start(&data_dir, membership).await?;
     println!("API server    https://{}", server.api_addr());

@@ -10,7 +10,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lichen_peers::{Listener, Peers, Serving};
 use lichen_pki::{Authority, Rotating};
-use lichen_store::{Config, Draft, HistoryBounds, Key, Precondition, Role, Store, Txn};
+use lichen_store::{Config, Draft, HistoryBounds, Key, Pace, Peering, Precondition, Role, Store, Txn};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -208,7 +208,9 @@ async fn start(
     let listener = Listener::bind(address.parse().unwrap()).await.unwrap();
     let peers = Peers::new(authority.clone());
     let config = Config { history: HistoryBounds::default(), ..Config::new(dir) };
-    let store = Store::open_member(config, address, joins, peers.network()).await.unwrap();
+    let peering =
+        Peering { address: address.to_owned(), joins, pace: Pace::default(), network: peers.network() };
+    let store = Store::open_member(config, peering).await.unwrap();
     let serving = peers.start(store.clone(), listener).unwrap();
     (store, peers, serving)
 }

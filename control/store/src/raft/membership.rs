@@ -9,15 +9,13 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Instant as _, Raft};
 
-use super::{Replica, WRITE_TIMEOUT, refusal};
+use super::{Pace, Replica, WRITE_TIMEOUT, refusal};
 use crate::machine::Machine;
 use crate::types::Types;
 use crate::{CommitError, MemberStatus, Role};
 
 /// Log entries that a member may lack and become a voter all the same: it has them in a moment.
 const PROMOTE_LAG_MAX: u64 = 1_000;
-/// A voter that has not answered for this long is not asked to lead.
-const ANSWERED_MAX: Duration = Duration::from_secs(1);
 
 impl Replica {
     /// The members of the cluster.
@@ -127,7 +125,7 @@ impl Replica {
 
     /// The member that would lose least if it led instead of this one.
     pub(crate) fn successor(&self) -> Option<u64> {
-        successor(&self.raft)
+        successor(&self.raft, self.pace)
     }
 
     /// Lets another member lead.
@@ -175,13 +173,13 @@ fn has_caught_up(metrics: &openraft::RaftMetrics<Types>, id: u64) -> bool {
 }
 
 /// Of the voters that answer, the one that has most of what this member, which leads, has.
-pub(super) fn successor(raft: &Raft<Types, Machine>) -> Option<u64> {
+pub(super) fn successor(raft: &Raft<Types, Machine>, pace: Pace) -> Option<u64> {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
     let answers = |id: &u64| {
         let answered = metrics.heartbeat.as_ref().and_then(|answered| answered.get(id).copied().flatten());
-        answered.is_some_and(|at| at.elapsed() < ANSWERED_MAX)
+        answered.is_some_and(|at| at.elapsed() < pace.answered_max())
     };
     let reached = metrics.replication.iter().flatten();
     let others = reached.filter(|(id, _)| **id != metrics.id && voters.contains(id) && answers(id));

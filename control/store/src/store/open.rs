@@ -18,7 +18,7 @@ use crate::log::LogStore;
 use crate::machine::Machine;
 use crate::member::{Member, Running, log_fault};
 use crate::peers::Peers;
-use crate::raft::{Origin, Replica};
+use crate::raft::{Origin, Pace, Replica};
 use crate::runner::Runner;
 use crate::state::State;
 use crate::volume::{Dir, Volume};
@@ -50,6 +50,8 @@ pub struct Peering {
     pub address: String,
     /// Whether it waits, when it is new, for a cluster that takes it in; else it becomes one of itself.
     pub joins: bool,
+    /// How soon the members miss each other.
+    pub pace: Pace,
     /// The way to the others.
     pub network: Arc<dyn Network>,
 }
@@ -72,14 +74,9 @@ impl Store {
     }
 
     /// Opens the store of a member that others know. One that is new becomes a cluster of itself, or waits for the one
-    /// that it `joins`.
-    pub async fn open_member(
-        config: Config,
-        address: &str,
-        joins: bool,
-        network: Arc<dyn Network>,
-    ) -> Result<Self, OpenError> {
-        Self::open_with(config, Some(Peering { address: address.to_owned(), joins, network })).await
+    /// that it joins.
+    pub async fn open_member(config: Config, peering: Peering) -> Result<Self, OpenError> {
+        Self::open_with(config, Some(peering)).await
     }
 
     async fn open_with(config: Config, peering: Option<Peering>) -> Result<Self, OpenError> {
@@ -145,17 +142,17 @@ impl Store {
         let running = Running { owners, _lock: lock };
         let leadership = watch::Sender::new(Leadership::default());
         let id = log.member_id();
-        let (origin, network) = match peering {
-            None => (Origin::Alone(String::new()), None),
-            Some(Peering { joins: true, network, .. }) => (Origin::Joins, Some(network)),
-            Some(Peering { address, network, .. }) => (Origin::Alone(address), Some(network)),
+        let (origin, pace, network) = match peering {
+            None => (Origin::Alone(String::new()), Pace::default(), None),
+            Some(Peering { joins: true, pace, network, .. }) => (Origin::Joins, pace, Some(network)),
+            Some(Peering { address, pace, network, .. }) => (Origin::Alone(address), pace, Some(network)),
         };
         let peers = Peers::new(id, network, runner.clone());
         let mut faults = health.faults();
         let replica = tokio::select! {
             biased;
             replica = Replica::start(
-                id, origin, peers.clone(), log.clone(), machine.clone(), &health, leadership.clone(),
+                id, origin, pace, peers.clone(), log.clone(), machine.clone(), &health, leadership.clone(),
             ) => replica.map_err(start),
             detail = log_fault(&mut faults) => Err(OpenError::Disk { detail }),
         };

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 
 use crate::messages::{Envelope, Request};
-use crate::{Config, HistoryBounds, Network, Role, Store};
+use crate::{Config, HistoryBounds, Network, Pace, Peering, Role, Store};
 
 /// How often a test looks whether something has come to be.
 pub(super) const LOOK: Duration = Duration::from_millis(10);
@@ -258,7 +258,8 @@ impl Cluster {
 
 async fn open(net: &Net, name: &str, dir: &TempDir, history: HistoryBounds, joins: bool) -> Store {
     let config = Config { history, ..Config::new(dir.path()) };
-    let store = Store::open_member(config, name, joins, net.port(name)).await.unwrap();
+    let peering = Peering { address: name.to_owned(), joins, pace: Pace::default(), network: net.port(name) };
+    let store = Store::open_member(config, peering).await.unwrap();
     net.inner.lock().unwrap().stores.insert(name.into(), store.clone());
     store
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::disk::{Fault, Machine, NO_SPACE};
 use super::net::{LOOK, Net};
 use super::{put, value, write};
-use crate::{ErrorKind, HistoryBounds, Peering, Simulated, Store, Volume, VolumeFile};
+use crate::{ErrorKind, HistoryBounds, Pace, Peering, Simulated, Store, Volume, VolumeFile};
 
 /// How long each of its syncs takes, on the clock that is made up.
 const SYNC: Duration = Duration::from_secs(7);
@@ -142,7 +142,8 @@ async fn three(disks: &[Slow; 3]) -> Vec<Store> {
         let name = at.to_string();
         let volume = Arc::new(disk.clone());
         let ground = Simulated { volume, fresh_id: at as u64 + 1, history: HistoryBounds::default() };
-        let peering = Peering { address: name.clone(), joins: at > 0, network: net.port(&name) };
+        let peering =
+            Peering { address: name.clone(), joins: at > 0, pace: Pace::default(), network: net.port(&name) };
         let store = Store::simulate(ground, Some(peering)).await.unwrap();
         net.add(&name, &store);
         stores.push(store);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lichen_firmware_tests::history::Recorder;
 use lichen_store::simulation::{LogBounds, Process};
-use lichen_store::{CommitError, HistoryBounds, OpenError, Peering, Simulated, Store};
+use lichen_store::{CommitError, HistoryBounds, OpenError, Pace, Peering, Simulated, Store};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -130,7 +130,12 @@ impl Cluster {
         };
         let process = Process::new(self.dice.draw(), self.log_bounds);
         let ground = Simulated { volume: disk.mount(process.clone()), fresh_id: id, history: self.history };
-        let peering = Peering { address: name.to_owned(), joins, network: self.net.port(name, id) };
+        let peering = Peering {
+            address: name.to_owned(),
+            joins,
+            pace: Pace::default(),
+            network: self.net.port(name, id),
+        };
         note!(self.trace, "{name} starts");
         let open = process.run(Store::simulate(ground, Some(peering)));
         let opened = timeout(START_MAX, open).await;
