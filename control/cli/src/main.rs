@@ -84,9 +84,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // What openraft does by itself matters to few, and that it heard late answers of a removed member to nobody; whoever
-    // wants it names it.
-    let filter = EnvFilter::try_new(format!("openraft=warn,openraft::proposer=error,{}", cli.log));
+    // What openraft does by itself matters to few, and what goes wrong between members is told by those who carry its
+    // messages, once and not with each of them. Whoever wants more names it.
+    let filter = EnvFilter::try_new(format!("openraft=error,{}", cli.log));
     let filter = match filter {
         Ok(filter) => filter,
         Err(error) => {

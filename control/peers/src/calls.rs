@@ -34,8 +34,11 @@ impl Network for Calls {
             let mut call = Request::new(whole(request));
             *call.method_mut() = Method::POST;
             *call.uri_mut() = Uri::from_static(PATH);
-            let reply = client::send(&inner, member, lane, Some(address), call).await;
-            let body = Limited::new(reply.map_err(io::Error::other)?.into_body(), MESSAGE_BYTES_MAX);
+            let reply = client::send(&inner, member, lane, Some(address), call).await.map_err(|error| {
+                let kind = if error.was_sent() { io::ErrorKind::Other } else { io::ErrorKind::NotConnected };
+                io::Error::new(kind, error)
+            })?;
+            let body = Limited::new(reply.into_body(), MESSAGE_BYTES_MAX);
             let broken = |why: String| io::Error::other(RequestError::Broken { member, why });
             Ok(body.collect().await.map_err(|error| broken(error.to_string()))?.to_bytes())
         })

@@ -98,9 +98,10 @@ pub(crate) async fn send(
 ) -> Result<Response<Incoming>, RequestError> {
     complete_head(&mut request);
     let mut sender = sender(inner, member, lane, address).await?;
-    let broken = |error: &hyper::Error| RequestError::Broken { member, why: chain(error) };
-    sender.ready().await.map_err(|error| broken(&error))?;
-    let reply = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    let ready = sender.ready().await;
+    ready.map_err(|error| RequestError::Unreachable { member, why: chain(&error) })?;
+    let reply = sender.send_request(request).await;
+    let reply = reply.map_err(|error| RequestError::Broken { member, why: chain(&error) })?;
     accepted(inner, member, reply).await
 }
 
@@ -212,12 +213,18 @@ fn begin(
         let set = |new| *link.state.lock().unwrap_or_else(PoisonError::into_inner) = new;
         match attempt {
             Ok((sender, connection)) => {
+                if failures > 0 {
+                    tracing::info!(member = format!("{member:016x}"), address, "a member is reached again");
+                }
                 set(State::Up(sender));
                 drop(ended);
                 connection.await;
             }
             Err(why) => {
-                tracing::debug!(member = format!("{member:016x}"), address, why, "a member is not reached");
+                // Once, and not whenever it is tried again.
+                if failures == 0 {
+                    tracing::warn!(member = format!("{member:016x}"), address, why, "a member can't be reached");
+                }
                 let pause = BACKOFF_MIN * 2_u32.pow(failures.min(BACKOFF_DOUBLINGS_MAX));
                 let retry_at = Some(Instant::now() + pause);
                 let why = format!("{address}: {why}");

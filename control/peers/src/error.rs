@@ -70,6 +70,13 @@ pub enum RequestError {
     },
 }
 
+impl RequestError {
+    /// Whether the member may have heard of the request, and carried it out.
+    pub(crate) fn was_sent(&self) -> bool {
+        matches!(self, Self::Broken { .. })
+    }
+}
+
 /// Why the members are not what somebody wants.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PeersError {

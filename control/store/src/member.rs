@@ -170,9 +170,14 @@ impl Member {
                 Some((id, address, term)) => {
                     let number = uuid::Uuid::new_v4().as_u64_pair().0;
                     let request = Request::Commit { term, number, txn: txn.clone() };
-                    // Whoever was asked and does not answer may have done it.
-                    let asked = self.peers.ask(id, &address, request, LEADER_TIMEOUT).await;
-                    asked.unwrap_or(Err(CommitError::Unknown))
+                    match self.peers.ask(id, &address, request, LEADER_TIMEOUT).await {
+                        Ok(outcome) => outcome,
+                        Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                            Err(CommitError::NotLeader { leader: Some(id) })
+                        }
+                        // Whoever was asked and does not answer may have done it.
+                        Err(_) => Err(CommitError::Unknown),
+                    }
                 }
                 None => Err(CommitError::NotLeader { leader: None }),
             };

@@ -40,7 +40,8 @@ const RESUME_PAUSE: Duration = Duration::from_millis(200);
 ///
 /// An implementation hands the request, unchanged, to [`Store::serve`](crate::Store::serve) of the member at the address,
 /// with the id of who asks, and brings back what that returns. It may lose, delay and repeat; it must not let anybody but
-/// a member of the cluster ask or answer, nor one of them ask for another. Who waits no longer drops the future.
+/// a member of the cluster ask or answer, nor one of them ask for another. Who waits no longer drops the future. An error of
+/// the kind [`io::ErrorKind::NotConnected`] promises that the member has not heard of the request, and never will.
 pub trait Network: Send + Sync + 'static {
     /// Asks a member, and waits for its reply.
     fn call<'a>(&'a self, member: u64, address: &'a str, request: Bytes) -> BoxFuture<'a, io::Result<Bytes>>;

@@ -108,6 +108,9 @@ async fn a_leader_that_dies_takes_no_acknowledged_write_with_it() {
         let name = leader.name.clone();
         terms.push(leader.store.leadership().borrow().term);
         cluster.kill(&name).await;
+        // A write that the dead leader has not heard of waits for the next one.
+        let rest: Vec<_> = cluster.nodes.iter().filter(|node| node.name != name).collect();
+        write(&rest[0].store, "after", &name).await;
         load.more(30).await;
         cluster.heal();
         cluster.restart(&name).await;

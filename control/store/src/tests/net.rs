@@ -100,6 +100,9 @@ impl Network for Port {
         request: Bytes,
     ) -> BoxFuture<'a, io::Result<Bytes>> {
         async move {
+            if !self.net.inner.lock().unwrap().stores.contains_key(address) {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
             let own = self.net.store(&self.name, &self.name).and_then(|store| store.member_id());
             let (Some(own), Some(store)) = (own, self.net.store(&self.name, address)) else {
                 // Nothing tells that a message was lost.
