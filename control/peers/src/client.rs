@@ -223,7 +223,12 @@ fn begin(
             Err(why) => {
                 // Once, and not whenever it is tried again.
                 if failures == 0 {
-                    tracing::warn!(member = format!("{member:016x}"), address, why, "a member can't be reached");
+                    tracing::warn!(
+                        member = format!("{member:016x}"),
+                        address,
+                        why,
+                        "a member can't be reached"
+                    );
                 }
                 let pause = BACKOFF_MIN * 2_u32.pow(failures.min(BACKOFF_DOUBLINGS_MAX));
                 let retry_at = Some(Instant::now() + pause);

@@ -132,7 +132,7 @@ pub enum CommitError {
     #[error("{0}")]
     Membership(String),
     /// This member does not lead. Nothing happened.
-    #[error("this member does not lead")]
+    #[error("no member is known to lead: fewer than a majority may be running")]
     NotLeader {
         /// The member that does, as far as this one knows.
         leader: Option<u64>,
