@@ -12,11 +12,13 @@ pub(crate) fn from_commit(error: &CommitError) -> Status {
             "RequestEntityTooLarge",
             format!("the write is too large: {bytes} bytes in {ops} operations"),
         ),
-        CommitError::NotLeader { .. } | CommitError::Unavailable(_) | CommitError::Closed(_) => {
+        CommitError::NotLeader { .. } | CommitError::Unavailable(_) => {
             Status::service_unavailable(error.to_string())
         }
-        // Kubernetes' word for a request that may have happened.
-        CommitError::Unknown | CommitError::Stalled(_) => Status::new(504, "Timeout", error.to_string()),
+        // Kubernetes' word for a request that may have happened. A store that closes may do so over a write.
+        CommitError::Unknown | CommitError::Stalled(_) | CommitError::Closed(_) => {
+            Status::new(504, "Timeout", error.to_string())
+        }
         CommitError::Conflict { .. } | CommitError::Repeated { .. } | CommitError::Membership(_) => {
             Status::internal(error)
         }
@@ -33,4 +35,22 @@ pub(crate) fn unreadable(resource: &Resource, name: &str, error: &serde_json::Er
         "a stored object cannot be parsed"
     );
     Status::internal(format!("the stored object {} \"{name}\" cannot be parsed", resource.qualified_plural()))
+}
+
+#[cfg(test)]
+mod tests {
+    use lichen_store::Term;
+
+    use super::*;
+
+    #[test]
+    fn what_may_have_happened_is_told_as_such() {
+        let check = |error: CommitError, code: u16| assert_eq!(from_commit(&error).code, code, "{error:?}");
+        check(CommitError::Unknown, 504);
+        check(CommitError::Stalled("the disk is slow".into()), 504);
+        check(CommitError::Closed("it is shut down".into()), 504);
+        check(CommitError::NotLeader { leader: None }, 503);
+        check(CommitError::Unavailable("the disk is full".into()), 503);
+        check(CommitError::Fenced { term: Term(1) }, 409);
+    }
 }

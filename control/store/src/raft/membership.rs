@@ -160,6 +160,9 @@ impl Replica {
         let turn = tokio::time::timeout(WRITE_TIMEOUT, self.changing.lock()).await;
         let late = |_| CommitError::Unavailable("another change of the members takes too long".into());
         let _turn = turn.map_err(late)?;
+        // The last change may have removed this very member, which leads on until the others know of that.
+        self.known(self.raft.server_metrics().borrow_watched().id)
+            .map_err(|_| CommitError::NotLeader { leader: None })?;
         let changed = tokio::time::timeout(WRITE_TIMEOUT, change).await.map_err(|_| CommitError::Unknown)?;
         changed.map(drop).map_err(refusal)
     }

@@ -278,3 +278,20 @@ async fn a_removed_member_stops_serving() {
     assert_eq!(value(&leader.store, "a").as_deref(), Some("1"));
     cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_removed_changes_no_members() {
+    let cluster = three().await;
+    let leader = cluster.leader().await.store.clone();
+    let other = cluster.followers().await[0].store.member_id().unwrap();
+    let own = leader.member_id().unwrap();
+    // The second waits for its turn, which comes when the first has removed who was to make it.
+    let (removed, refused) = tokio::join!(biased; leader.remove_member(own), leader.remove_member(other));
+    removed.unwrap();
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, CommitError::NotLeader { .. } | CommitError::Unavailable(_)), "{refused:?}");
+    let members: Vec<u64> =
+        cluster.leader().await.store.members().unwrap().iter().map(|member| member.id).collect();
+    assert!(members.contains(&other) && !members.contains(&own), "{members:x?}");
+    cluster.shutdown().await;
+}
