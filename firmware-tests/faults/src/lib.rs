@@ -76,6 +76,9 @@ pub fn run(options: &Options, dir: &Path) -> Result<bool> {
         let seed = seed + round;
         let played = round::play(&world, round, seed, each);
         let played = played.and_then(|summary| nodes.check(&world).map(|()| summary));
+        if played.is_err() {
+            world.tell_logs();
+        }
         let summary =
             played.with_context(|| format!("in round {} of {rounds}, whose seed is {seed}", round + 1))?;
         world.say(&format!("round {} of {rounds} is well: {summary:?}", round + 1));

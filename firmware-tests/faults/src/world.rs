@@ -272,6 +272,14 @@ impl World {
         }
     }
 
+    /// Shows the end of each server's log.
+    pub(crate) fn tell_logs(&self) {
+        for place in &self.places {
+            let tail = lock(&place.server).as_ref().map(Process::tail);
+            println!("--- the end of the log of {}:\n{}", place.name, tail.unwrap_or_default());
+        }
+    }
+
     /// Kills a server.
     pub(crate) fn kill(&self, claim: &Claim<'_>) -> Result<()> {
         let server = lock(&claim.place.server).take();
