@@ -130,6 +130,7 @@ pub(crate) struct Replica {
 
 impl Replica {
     /// Starts raft.
+    #[allow(clippy::too_many_arguments, reason = "each is one part of a member")]
     pub(crate) async fn start(
         id: u64,
         origin: Origin,
