@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use lichen_api::kinds::node::may_label_itself;
+use lichen_api::validation;
 
 use crate::{Agent, BrokerArguments, Config};
 
@@ -85,11 +87,17 @@ impl Arguments {
     }
 }
 
+/// A label that the control plane will take from a node: one that it would not take is told at the start.
 fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("a label reads NAME=VALUE".to_owned()),
+    let (name, value) = text.split_once('=').ok_or("a label reads NAME=VALUE")?;
+    validation::qualified_name(name).map_err(|why| format!("{name:?}: {}", why.join("; ")))?;
+    validation::label_value(value).map_err(|why| format!("{value:?}: {}", why.join("; ")))?;
+    if !may_label_itself(name) {
+        return Err(format!(
+            "a node may not set {name} on itself: it is for administrators to set, with `kubectl label node`"
+        ));
     }
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[cfg(test)]
@@ -114,7 +122,15 @@ mod tests {
         assert_eq!(config.labels.len(), 2);
         assert_eq!(config.broker.expect("told").address, "h:1");
         assert!(parse(&["--node-name", "n", "--mqtt-ca", "/nowhere"]).is_err());
-        assert!(parse(&["--label", "nothing"]).is_err());
+        for (label, words) in [
+            ("nothing", "NAME=VALUE"),
+            ("a b=c", "name part"),
+            ("a=b c", "a valid label"),
+            ("node-role.kubernetes.io/control-plane=", "for administrators"),
+        ] {
+            let error = parse(&["--node-name", "n", "--label", label]).expect_err(label).to_string();
+            assert!(error.contains(words), "{error}");
+        }
         assert!(parse(&["--token", "x", "--token-file", "y"]).is_err());
         assert!(parse(&["--node-name", "n", "--token-file", "/nowhere"]).is_err());
     }

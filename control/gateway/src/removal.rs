@@ -62,7 +62,7 @@ impl Order {
 }
 
 /// Whether a node may not set this annotation on its own Node.
-pub(crate) fn is_reserved(annotation: &str) -> bool {
+fn is_reserved(annotation: &str) -> bool {
     annotation == ORDER_ANNOTATION || annotation == RESULT_ANNOTATION
 }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lichen_api::kinds::node::may_label_itself;
 use lichen_api::{Resource, Status, kinds};
 use lichen_registry::{DeleteOptions, Identity, Registry, WriteOptions};
 use lichen_wire::report;
@@ -147,7 +148,7 @@ impl Reporter {
                 "kind": "Node",
                 "metadata": {
                     "name": node,
-                    "labels": reported["metadata"]["labels"],
+                    "labels": own_labels(node, &reported["metadata"]["labels"]),
                     "annotations": removal::without_reserved(&reported["metadata"]["annotations"]),
                 },
                 "spec": { "taints": reported["spec"]["taints"] },
@@ -165,11 +166,14 @@ impl Reporter {
                 return Err(status.into());
             }
         } else {
+            let metadata = [
+                ("labels", own_labels(node, &reported["metadata"]["labels"])),
+                ("annotations", removal::without_reserved(&reported["metadata"]["annotations"])),
+            ];
             self.change(&identity, resource, None, node, None, |object| {
-                for field in ["labels", "annotations"] {
-                    let Some(wanted) = reported["metadata"][field].as_object() else { continue };
-                    for (name, value) in wanted.iter().filter(|(name, _)| !removal::is_reserved(name)) {
-                        object["metadata"][field][name] = value.clone();
+                for (field, wanted) in &metadata {
+                    for (name, value) in wanted.as_object().into_iter().flatten() {
+                        object["metadata"][*field][name] = value.clone();
                     }
                 }
                 Ok(())
@@ -377,6 +381,21 @@ fn split(key: &str) -> Result<(&str, &str), Refused> {
 fn decode(body: &[u8]) -> Result<Value, Refused> {
     let value: Value = serde_cbor::from_slice(body).map_err(|e| Refused::Unreadable(e.to_string()))?;
     if value.is_object() { Ok(value) } else { Err(Refused::Unreadable("it is no object".to_owned())) }
+}
+
+/// Labels as a node may set them on its Node. The rest of its report counts all the same, or it would never be ready.
+fn own_labels(node: &str, reported: &Value) -> Value {
+    let mut labels = reported.clone();
+    if let Some(labels) = labels.as_object_mut() {
+        labels.retain(|label, _| {
+            let own = may_label_itself(label);
+            if !own {
+                tracing::warn!(node, label, "a node may not set this label on itself: it is left out");
+            }
+            own
+        });
+    }
+    labels
 }
 
 /// Absent fields were read as null; they become absent again.

@@ -109,6 +109,11 @@ async fn a_node_touches_nothing_that_is_not_its_own() {
     bad.report("PodGone", "default/own", &uid(&own), &Value::Null);
     bad.report("Node", "good", "", &node_object("good"));
     bad.report("Node", "bad", "", &node_object("other"));
+    let mut labelled = node_object("bad");
+    for label in ["node-restriction.kubernetes.io/trusted", "node-role.kubernetes.io/control-plane"] {
+        labelled["metadata"]["labels"][label] = json!("");
+    }
+    bad.report("Node", "bad", "", &labelled);
     bad.report("Secret", "default/x", "", &json!({ "data": {} }));
     bad.report("Pod", "no-namespace", &uid(&own), &failed);
     bad.session.report("Pod", "default/own", &uid(&own), b"\xff\xff").unwrap();

@@ -13,6 +13,38 @@ use crate::{table, validation};
 /// what they are. Others belong to whoever set them.
 pub const AGENT_CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
 
+/// The labels of Kubernetes' own that a node may set on its Node.
+const OWN_LABELS: [&str; 11] = [
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "kubernetes.io/arch",
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "node.kubernetes.io/instance-type",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+
+/// Whether a node may set a label on its Node, as Kubernetes' NodeRestriction has it: anything but what is set aside for
+/// administrators (`node-restriction.kubernetes.io/`) and, of what is Kubernetes' own, only what a node knows best.
+/// Otherwise a stolen device could draw workloads to itself.
+pub fn may_label_itself(label: &str) -> bool {
+    let prefix = label.split_once('/').map_or("", |(prefix, _)| prefix);
+    let within =
+        |domain: &str| prefix.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    if within("node-restriction.kubernetes.io") {
+        return false;
+    }
+    let reserved = within("kubernetes.io") || within("k8s.io");
+    !reserved
+        || OWN_LABELS.contains(&label)
+        || within("kubelet.kubernetes.io")
+        || within("node.kubernetes.io")
+}
+
 /// The table entry of Node.
 pub static RESOURCE: Resource = Resource {
     group: "",
@@ -147,6 +179,28 @@ fn roles(object: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_labels_itself_with_what_is_its_own() {
+        let check = |label: &str, expect: bool| assert_eq!(may_label_itself(label), expect, "{label}");
+        for own in OWN_LABELS {
+            check(own, true);
+        }
+        check("zone", true);
+        check("example.com/role", true);
+        check("lichen.dev/runtime.wasm", true);
+        check("kubelet.kubernetes.io/x", true);
+        check("a.node.kubernetes.io/x", true);
+        check("notkubernetes.io/x", true);
+        check("kubernetes.io", true);
+        check("kubernetes.io/role", false);
+        check("node-role.kubernetes.io/control-plane", false);
+        check("node-restriction.kubernetes.io/pci", false);
+        check("a.node-restriction.kubernetes.io/pci", false);
+        check("mynode.kubernetes.io/x", false);
+        check("k8s.io/x", false);
+        check("a.k8s.io/x", false);
+    }
 
     #[test]
     fn the_status_column_says_what_kubectl_does() {
