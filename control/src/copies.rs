@@ -11,7 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
-use lichen_artifacts::{Arriving, Artifacts, Copies, CopyError, Digest, Link, News};
+use lichen_artifacts::{Arriving, Artifacts, Copies, CopyError, Digest, DigestError, Link, News};
 use lichen_peers::{Body, Handler, Peers};
 use lichen_store::{
     Change, Draft, Event, Key, Precondition, RangeOptions, Role, Store, Txn, Watch, WatchError,
@@ -222,13 +222,16 @@ impl Handler for Holder {
 async fn hold(artifacts: &Artifacts, request: Request<Incoming>) -> Result<(), String> {
     let list = Limited::new(request.into_body(), LIST_BYTES_MAX).collect().await;
     let list = list.map_err(|error| error.to_string())?.to_bytes();
-    let list: Vec<String> = serde_json::from_slice(&list).map_err(|error| error.to_string())?;
-    for digest in list {
-        let digest: Digest =
-            digest.parse().map_err(|error: lichen_artifacts::DigestError| error.to_string())?;
+    for digest in digests(&list)? {
         artifacts.hold(&digest).await.map_err(|error| error.to_string())?;
     }
     Ok(())
+}
+
+/// Reads a list of what another member wants held, which may be anything.
+fn digests(list: &[u8]) -> Result<Vec<Digest>, String> {
+    let list: Vec<&str> = serde_json::from_slice(list).map_err(|error| error.to_string())?;
+    list.into_iter().map(|digest| digest.parse().map_err(|error: DigestError| error.to_string())).collect()
 }
 
 /// A file piece by piece, read where blocking is allowed.
@@ -326,3 +329,6 @@ fn reply(status: StatusCode, text: &str) -> Response<Body> {
     *response.status_mut() = status;
     response
 }
+
+#[cfg(test)]
+mod tests;

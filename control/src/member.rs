@@ -110,6 +110,13 @@ struct Membership {
     joined: Vec<Contact>,
 }
 
+impl Membership {
+    /// Reads what the file holds, which may be anything.
+    fn parse(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text)
+    }
+}
+
 /// A member, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Contact {
@@ -307,7 +314,7 @@ fn read(dir: &Path) -> Result<Option<Membership>, MemberError> {
     let path = dir.join(FILE);
     let failed = |why: String| MemberError::File { path: path.clone(), why };
     match std::fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| failed(error.to_string())),
+        Ok(text) => Membership::parse(&text).map(Some).map_err(|error| failed(error.to_string())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(error.to_string())),
     }

@@ -215,8 +215,7 @@ impl Peers {
         };
         let asked = tokio::time::timeout(CHANGE_TIMEOUT, asked).await;
         let body = asked.unwrap_or_else(|_| Err(broken("it takes too long".into())))?;
-        let reply: Result<T, CommitError> =
-            serde_json::from_slice(&body).map_err(|error| broken(error.to_string()))?;
+        let reply: Result<T, CommitError> = read(&body).map_err(|error| broken(error.to_string()))?;
         Ok(reply?)
     }
 
@@ -268,7 +267,7 @@ pub(crate) async fn answer(peers: &Peers, member: u64, request: Request<Incoming
     let Ok(body) = Limited::new(request.into_body(), BYTES_MAX).collect().await else {
         return text(StatusCode::PAYLOAD_TOO_LARGE, "the question is too long");
     };
-    let ask: Ask = match serde_json::from_slice(&body.to_bytes()) {
+    let ask: Ask = match read(&body.to_bytes()) {
         Ok(ask) => ask,
         Err(error) => {
             return text(StatusCode::BAD_REQUEST, &format!("a question that can't be read: {error}"));
@@ -295,6 +294,11 @@ pub(crate) async fn answer(peers: &Peers, member: u64, request: Request<Incoming
         ask => peers.decide(&ask).await,
     };
     Response::new(calls::whole(serde_json::to_vec(&reply).unwrap_or_default()))
+}
+
+/// Reads a question or an answer, which may be anything.
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(bytes)
 }
 
 /// The members as this one, which leads, sees them.
@@ -411,3 +415,6 @@ async fn transfer(store: &Store, id: u64) -> Result<(), CommitError> {
     let late = || CommitError::Unavailable(format!("member {id:016x} did not take over in time"));
     tokio::time::timeout(TRANSFER_TIMEOUT, led).await.map_err(|_| late())
 }
+
+#[cfg(test)]
+mod fuzz;

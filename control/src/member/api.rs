@@ -46,20 +46,10 @@ impl JoinMount {
         if request.method() != Method::POST {
             return Err(Status::method_not_allowed());
         }
-        let unreadable =
-            |error: &dyn std::fmt::Display| Status::bad_request(format!("no request to join: {error}"));
         let body = Limited::new(request.into_body(), MESSAGE_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| unreadable(&error))?.to_bytes();
-        // The version comes first: of another one, nothing else need be understood.
-        let version: Value = serde_json::from_slice(&body).map_err(|error| unreadable(&error))?;
-        if version["protocol"] != PROTOCOL {
-            return Err(Status::bad_request(format!(
-                "this cluster speaks version {PROTOCOL} of the members' protocol, and the server that wants to join \
-                 version {}: run the same version of lichen on all members",
-                version["protocol"]
-            )));
-        }
-        let ask: JoinRequest = serde_json::from_value(version).map_err(|error| unreadable(&error))?;
+        let unreadable = |error| Status::bad_request(format!("no request to join: {error}"));
+        let body = body.map_err(unreadable)?.to_bytes();
+        let ask = JoinRequest::read(&body).map_err(Status::bad_request)?;
         let digest = self.authority.ca_digest();
         let found = lichen_gateway::find_token(&self.registry, &ask.id, digest, Purpose::Member).await?;
         let unauthorized = |why: &dyn std::fmt::Display| {

@@ -13,11 +13,13 @@ use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
+use lichen_peers::PROTOCOL;
 use lichen_pki::{ClientTrust, Handover};
 use lichen_store::EncryptionKey;
 use lichen_wire::join::Token;
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -56,6 +58,42 @@ pub(super) struct JoinReply {
     pub(super) members: Vec<Contact>,
 }
 
+impl JoinRequest {
+    /// Reads a request, which may be anything.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+        let said = |error: serde_json::Error| format!("no request to join: {error}");
+        // The version comes first: of another one, nothing else need be understood.
+        let Version { protocol } = serde_json::from_slice(bytes).map_err(said)?;
+        if protocol != PROTOCOL {
+            return Err(format!(
+                "this cluster speaks version {PROTOCOL} of the members' protocol, and the server that wants to join \
+                 version {protocol}: run the same version of lichen on all members"
+            ));
+        }
+        serde_json::from_slice(bytes).map_err(said)
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    #[serde(default)]
+    protocol: Value,
+}
+
+impl JoinReply {
+    /// Reads a reply, which may be anything, and believes it if it holds the authority that the token names.
+    fn read(bytes: &[u8], ca_digest: &[u8; 32]) -> Result<Found, String> {
+        let reply: JoinReply =
+            serde_json::from_slice(bytes).map_err(|_| "its answer can't be read".to_owned())?;
+        if lichen_pki::digest_of_pem(&reply.ca).ok().as_ref() != Some(ca_digest) {
+            return Err("the authority it sent is not the one that the token names".into());
+        }
+        let handover = Handover { ca_pem: reply.ca, ca_key_pem: reply.ca_key };
+        let encryption_key = EncryptionKey::parse(&reply.encryption_key).map_err(said)?;
+        Ok(Found { handover, encryption_key, members: reply.members })
+    }
+}
+
 /// What a server that joins was given.
 pub(super) struct Found {
     pub(super) handover: Handover,
@@ -82,11 +120,8 @@ async fn exchange(server: &str, token: &Token) -> Result<Found, String> {
     let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await.map_err(said)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(said)?;
-    let ask = JoinRequest {
-        protocol: lichen_peers::PROTOCOL,
-        id: token.id().to_owned(),
-        secret: token.secret().to_owned(),
-    };
+    let ask =
+        JoinRequest { protocol: PROTOCOL, id: token.id().to_owned(), secret: token.secret().to_owned() };
     let request = Request::post(JOIN_PATH)
         .header(HOST, host)
         .header(CONTENT_TYPE, "application/json")
@@ -103,20 +138,16 @@ async fn exchange(server: &str, token: &Token) -> Result<Found, String> {
         ended = connection => Err(ended.err().map_or("it broke off".into(), said)),
     }?;
     if !code.is_success() {
-        let status: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let status: Value = serde_json::from_slice(&body).unwrap_or_default();
         let words = status["message"].as_str().map(str::to_owned);
         return Err(words.unwrap_or_else(|| format!("it answers {code}: is it a lichen server?")));
     }
-    let reply: JoinReply =
-        serde_json::from_slice(&body).map_err(|_| "its answer can't be read".to_owned())?;
-    if lichen_pki::digest_of_pem(&reply.ca).ok().as_ref() != Some(token.ca_digest()) {
-        return Err("the authority it sent is not the one that the token names".into());
-    }
-    let handover = Handover { ca_pem: reply.ca, ca_key_pem: reply.ca_key };
-    let encryption_key = EncryptionKey::parse(&reply.encryption_key).map_err(said)?;
-    Ok(Found { handover, encryption_key, members: reply.members })
+    JoinReply::read(&body, token.ca_digest())
 }
 
 fn said(error: impl fmt::Display) -> String {
     error.to_string()
 }
+
+#[cfg(test)]
+mod fuzz;
