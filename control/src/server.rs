@@ -182,7 +182,7 @@ impl Server {
             registry: registry.clone(),
             authority: authority.clone(),
             encryption_key,
-            is_member: peers.is_some(),
+            address: member.map(|member| member.address().to_owned()),
         };
         let api = lichen_apiserver::Config {
             registry: registry.clone(),

@@ -11,7 +11,7 @@ use lichen_gateway::Purpose;
 use lichen_peers::{PROTOCOL, Peers, PeersError};
 use lichen_pki::Authority;
 use lichen_registry::{Identity, Registry};
-use lichen_store::{CommitError, EncryptionKey, Role};
+use lichen_store::{CommitError, EncryptionKey, MemberStatus, Role};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -28,7 +28,8 @@ pub(crate) struct JoinMount {
     pub(crate) registry: Registry,
     pub(crate) authority: Arc<Authority>,
     pub(crate) encryption_key: EncryptionKey,
-    pub(crate) is_member: bool,
+    /// Where other members reach this one; none if it is no member.
+    pub(crate) address: Option<String>,
 }
 
 impl Mount for JoinMount {
@@ -61,17 +62,15 @@ impl JoinMount {
         if hash(token.secret()) != hash(&ask.secret) {
             return Err(unauthorized(&"its secret is wrong"));
         }
-        if !self.is_member {
+        let Some(address) = &self.address else {
             return Err(Status::new(
                 409,
                 "Conflict",
                 "this server is alone and no member can reach it: start it again with --cluster-init, then join",
             ));
-        }
-        let members = self.registry.store().members().map_err(|error| refused(&error))?;
-        let voters = members.into_iter().filter(|member| member.role != Role::Learner);
-        let contact =
-            voters.map(|member| Contact { id: format!("{:016x}", member.id), address: member.address });
+        };
+        let store = self.registry.store();
+        let members = store.members().map_err(|error| refused(&error))?;
         let handover = self.authority.handover();
         tracing::info!(token = ask.id, "a server was given the authority, to join as a member");
         let reply = JoinReply {
@@ -79,10 +78,21 @@ impl JoinMount {
             ca: handover.ca_pem,
             ca_key: handover.ca_key_pem,
             encryption_key: self.encryption_key.text(),
-            members: contact.collect(),
+            members: contacts(members, store.member_id(), address),
         };
         serde_json::to_value(reply).map_err(Status::internal)
     }
+}
+
+/// Where those are that a server may ask to be taken in. Of itself a member knows that before the cluster does: one that
+/// was alone until now had no address, and one that was moved had another.
+pub(super) fn contacts(members: Vec<MemberStatus>, own: Option<u64>, address: &str) -> Vec<Contact> {
+    let voters = members.into_iter().filter(|member| member.role != Role::Learner);
+    let contact = |member: MemberStatus| Contact {
+        id: format!("{:016x}", member.id),
+        address: if own == Some(member.id) { address.to_owned() } else { member.address },
+    };
+    voters.map(contact).collect()
 }
 
 /// Shows and changes the members.
