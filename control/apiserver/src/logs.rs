@@ -1,6 +1,8 @@
 //! `pods/log`: a container's log, through whoever carries it from the node.
 
-use futures_util::StreamExt as _;
+use std::future::ready;
+
+use futures_util::{StreamExt as _, stream};
 use hyper::Response;
 use jiff::{SignedDuration, Timestamp};
 use lichen_api::{FieldError, Status};
@@ -44,12 +46,16 @@ pub(crate) async fn answer(call: Call, name: &str) -> Result<Response<Body>, Sta
     };
     let pieces = streams.logs(node, request).await?;
     let mut draining = call.app.draining.clone();
-    let drained = async move {
+    // Nobody is to take the server's end for the container's: it breaks off.
+    let drained = stream::once(async move {
         // An error means that the server is gone, which ends the stream as well.
         let _ = draining.wait_for(|draining| *draining).await;
-    };
-    let pieces = pieces.map(|piece| piece.map_err(|status| BodyError::from(status.to_string())));
-    Ok(respond::stream(200, "text/plain", pieces.take_until(Box::pin(drained))))
+        Some(Err(BodyError::from("the server is stopping")))
+    });
+    let pieces = pieces.map(|piece| Some(piece.map_err(|status| BodyError::from(status.to_string()))));
+    let pieces = stream::select(pieces.chain(stream::once(ready(None))), drained);
+    let pieces = pieces.take_while(|piece| ready(piece.is_some())).filter_map(ready);
+    Ok(respond::stream(200, "text/plain", pieces))
 }
 
 fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, Status> {

@@ -232,6 +232,7 @@ fn whoever_leads_may_die() {
         move |arguments| client(&dir, arguments)
     });
     let mut leaders = Vec::new();
+    let followed = Followed::start(&world, lives.keys().next().unwrap());
 
     for round in 0..ROUNDS {
         let leader = until("one member leads", || world.leader());
@@ -287,6 +288,7 @@ fn whoever_leads_may_die() {
         until("all members vote again", || world.all_vote().then_some(()));
     }
 
+    followed.check();
     let acknowledged = writer.finish().unwrap();
     for member in &world.members {
         let maps = kubectl.run(&format!("--server https://{} get configmaps -o name", member.api)).good();
@@ -296,6 +298,44 @@ fn whoever_leads_may_die() {
     }
     assert_eq!(world.lives(), lives);
     println!("{} writes acknowledged, killed while they led: {leaders:?}", acknowledged.len());
+}
+
+/// A pod's log as `lichen logs -f` shows it.
+struct Followed {
+    child: std::process::Child,
+    file: PathBuf,
+}
+
+impl Followed {
+    fn start(world: &World, pod: &str) -> Followed {
+        let file = world.dir.join("followed");
+        let mut command = client(&world.dir, &["logs", "-f", pod]);
+        let child = command.stdout(std::fs::File::create(&file).unwrap()).spawn().unwrap();
+        Followed { child, file }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(&self.file).unwrap();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(str::to_owned).collect()
+    }
+
+    /// It goes on, and every line came once.
+    fn check(&self) {
+        let before = self.lines().len();
+        let lines =
+            until("the log is followed still", || Some(self.lines()).filter(|lines| lines.len() > before));
+        let expect: Vec<_> = (1..=lines.len()).map(|tick| format!("tick {tick}")).collect();
+        assert_eq!(lines, expect);
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// When the nodes were last heard of, as a member tells it.
