@@ -1,5 +1,6 @@
 //! The trait that every way of running a container implements.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -178,3 +179,16 @@ impl RuntimeError {
 
 /// A piece of a log, as [`LogStream`] yields it.
 pub type LogChunk = Result<Bytes, LogError>;
+
+/// Does what blocks on the blocking pool. It runs to its end even if nobody waits any more, so that no container is left half
+/// created.
+pub(crate) fn off_thread<I: Send + Sync + 'static, T: Send + 'static>(
+    inner: &Arc<I>,
+    work: impl FnOnce(&Arc<I>) -> Result<T, RuntimeError> + Send + 'static,
+) -> BoxFuture<'static, Result<T, RuntimeError>> {
+    let inner = Arc::clone(inner);
+    Box::pin(async move {
+        let done = tokio::task::spawn_blocking(move || work(&inner)).await;
+        done.unwrap_or_else(|error| Err(RuntimeError::Internal(error.to_string())))
+    })
+}

@@ -22,7 +22,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::container::{Artifact, ContainerId, ContainerSpec, Event, Exit, Handler, State, Stats};
 use crate::logs::{LogFile, LogLimits, LogOptions, LogStream, LogWriter, Stream};
-use crate::runtime::{EVENT_QUEUE_MAX, ExecRequest, ExecSession, Runtime, RuntimeError};
+use crate::runtime::{EVENT_QUEUE_MAX, ExecRequest, ExecSession, Runtime, RuntimeError, off_thread};
 
 const NAME: &str = "wasm";
 
@@ -226,16 +226,16 @@ impl Runtime for WasmRuntime {
 
     fn prepare<'a>(&'a self, artifact: &'a Artifact) -> BoxFuture<'a, Result<(), RuntimeError>> {
         let artifact = artifact.clone();
-        self.off_thread(move |inner| inner.load(&artifact).map(drop))
+        off_thread(&self.inner, move |inner| inner.load(&artifact).map(drop))
     }
 
     fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<(), RuntimeError>> {
-        self.off_thread(move |inner| inner.create(spec))
+        off_thread(&self.inner, move |inner| inner.create(spec))
     }
 
     fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), RuntimeError>> {
         let id = id.clone();
-        self.off_thread(move |inner| {
+        off_thread(&self.inner, move |inner| {
             let (guest, log) = inner.start(&id)?;
             let watched = Arc::downgrade(inner);
             // Here and not after the wait, so that nobody who drops the wait leaves a container unwatched. It ends with the
@@ -311,22 +311,6 @@ impl Runtime for WasmRuntime {
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()
-    }
-}
-
-impl WasmRuntime {
-    /// Does what may touch the disk on the blocking pool. It runs to its end even if nobody waits any more, so that no
-    /// container is left half created.
-    fn off_thread<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Arc<Inner>) -> Result<T, RuntimeError> + Send + 'static,
-    ) -> BoxFuture<'static, Result<T, RuntimeError>> {
-        let inner = Arc::clone(&self.inner);
-        async move {
-            let done = tokio::task::spawn_blocking(move || work(&inner)).await;
-            done.unwrap_or_else(|error| Err(RuntimeError::Internal(error.to_string())))
-        }
-        .boxed()
     }
 }
 

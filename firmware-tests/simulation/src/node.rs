@@ -235,11 +235,11 @@ impl Uplink for Tap {
         {
             self.checks.reported(uid, &pod);
         }
-        self.link.report(kind, key, uid, body).boxed()
+        Uplink::report(&self.link, kind, key, uid, body)
     }
 
     fn open(&self, request: Vec<u8>) -> BoxFuture<'_, Result<Box<dyn ByteStream>, LinkError>> {
-        async move { Ok(Box::new(self.link.open_stream(request).await?) as Box<dyn ByteStream>) }.boxed()
+        Uplink::open(&self.link, request)
     }
 }
 

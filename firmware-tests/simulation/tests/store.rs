@@ -1,35 +1,16 @@
 //! Two hundred replicated stores, two at a time, and the same seed twice.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod common;
 
 use lichen_simulation::store::run;
 
+use self::common::no_seed_fails;
+
 const SEEDS: u64 = 200;
-const THREADS: usize = 2;
 
 #[test]
 fn no_fault_shows() {
-    let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= SEEDS {
-                        return;
-                    }
-                    if let Some(violation) = run(seed, None, false).violation {
-                        let replay =
-                            format!("cargo run -p lichen-simulation -- --store --seed {seed} --trace");
-                        failed.lock().expect("no panic").push(format!("{violation}\n    replay: {replay}"));
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().expect("no panic");
-    assert!(failed.is_empty(), "{} of {SEEDS} seeds fail:\n{}", failed.len(), failed.join("\n"));
+    no_seed_fails(SEEDS, "--store --seed", |seed| run(seed, None, false).violation);
 }
 
 #[test]

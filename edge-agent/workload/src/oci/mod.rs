@@ -48,7 +48,7 @@ use self::shim::SpawnError;
 use self::watched::{Watched, wait};
 use crate::container::{Artifact, ContainerId, ContainerSpec, Event, Exit, Handler, State, Stats};
 use crate::logs::{LogLimits, LogOptions, LogStream, follow, read};
-use crate::runtime::{EVENT_QUEUE_MAX, ExecRequest, ExecSession, Runtime, RuntimeError};
+use crate::runtime::{EVENT_QUEUE_MAX, ExecRequest, ExecSession, Runtime, RuntimeError, off_thread};
 
 const NAME: &str = "oci";
 /// Where the engine keeps what it knows, beside the containers' directories. No container's id begins with a dot.
@@ -350,24 +350,24 @@ impl Runtime for OciRuntime {
     }
 
     fn adopt(&self) -> BoxFuture<'_, Result<(), RuntimeError>> {
-        self.off_thread(|inner| inner.adopt())
+        off_thread(&self.inner, |inner| inner.adopt())
     }
 
     fn prepare<'a>(&'a self, artifact: &'a Artifact) -> BoxFuture<'a, Result<(), RuntimeError>> {
         let artifact = artifact.clone();
-        self.off_thread(move |inner| {
+        off_thread(&self.inner, move |inner| {
             inner.image(&artifact)?;
             inner.engine().map(drop)
         })
     }
 
     fn create(&self, spec: ContainerSpec) -> BoxFuture<'_, Result<(), RuntimeError>> {
-        self.off_thread(move |inner| inner.create(&spec))
+        off_thread(&self.inner, move |inner| inner.create(&spec))
     }
 
     fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), RuntimeError>> {
         let id = id.clone();
-        self.off_thread(move |inner| inner.start(&id))
+        off_thread(&self.inner, move |inner| inner.start(&id))
     }
 
     fn stop<'a>(&'a self, id: &'a ContainerId, grace: Duration) -> BoxFuture<'a, Result<Exit, RuntimeError>> {
@@ -384,7 +384,7 @@ impl Runtime for OciRuntime {
             let ended = |state: &State| matches!(state, State::Exited { .. });
             if tokio::time::timeout(grace, state.wait_for(ended)).await.is_err() {
                 let dir = ready.dir.clone();
-                self.off_thread(move |inner| {
+                off_thread(&self.inner, move |inner| {
                     dir.write(Dir::KILLED, &()).map_err(io_error("writing down that it is killed"))?;
                     inner.signal(&ready, Signal::KILL)
                 })
@@ -400,7 +400,7 @@ impl Runtime for OciRuntime {
 
     fn remove<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), RuntimeError>> {
         let id = id.clone();
-        self.off_thread(move |inner| inner.remove(&id))
+        off_thread(&self.inner, move |inner| inner.remove(&id))
     }
 
     fn exec<'a>(
@@ -454,21 +454,5 @@ impl Runtime for OciRuntime {
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()
-    }
-}
-
-impl OciRuntime {
-    /// Does what blocks on the blocking pool. It runs to its end even if nobody waits any more, so that no container is left
-    /// half created.
-    fn off_thread<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Arc<Inner>) -> Result<T, RuntimeError> + Send + 'static,
-    ) -> BoxFuture<'static, Result<T, RuntimeError>> {
-        let inner = Arc::clone(&self.inner);
-        async move {
-            let done = tokio::task::spawn_blocking(move || work(&inner)).await;
-            done.unwrap_or_else(|error| Err(RuntimeError::Internal(error.to_string())))
-        }
-        .boxed()
     }
 }
