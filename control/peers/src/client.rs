@@ -201,7 +201,8 @@ fn begin(
 ) -> Result<watch::Receiver<()>, RequestError> {
     let own = inner.own()?;
     let known = own.store.members().ok().into_iter().flatten().find(|known| known.id == member);
-    let known = known.map(|known| known.address).or_else(|| address.map(str::to_owned));
+    let known =
+        known.map(|known| inner.found_at(member, known.address)).or_else(|| address.map(str::to_owned));
     let address = known.ok_or(RequestError::NoMember { member })?;
     let (ended, connected) = watch::channel(());
     let connector = own.connector.clone();

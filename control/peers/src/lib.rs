@@ -82,12 +82,20 @@ struct Inner {
     own: OnceLock<Own>,
     remotes: Mutex<BTreeMap<u64, Arc<Remote>>>,
     mounts: RwLock<Vec<(String, Arc<dyn Handler>)>>,
+    /// Where members say that they are, while the cluster still knows another address.
+    moved: Mutex<BTreeMap<u64, Moved>>,
     /// Ids that never come back.
     gone: RwLock<BTreeSet<u64>>,
     /// Why this member serves no more, once it doesn't.
     removed: watch::Sender<Option<String>>,
     /// The connections to other members.
     links: Mutex<JoinSet<()>>,
+}
+
+/// A member that is not where the cluster knows it.
+struct Moved {
+    from: String,
+    to: String,
 }
 
 /// What a member is once its store is open.
@@ -125,6 +133,7 @@ impl Peers {
             own: OnceLock::new(),
             remotes: Mutex::default(),
             mounts: RwLock::default(),
+            moved: Mutex::default(),
             gone: RwLock::default(),
             removed: watch::Sender::new(None),
             links: Mutex::default(),
@@ -213,6 +222,22 @@ impl Inner {
 
     fn is_gone(&self, member: u64) -> bool {
         self.gone.read().unwrap_or_else(PoisonError::into_inner).contains(&member)
+    }
+
+    /// Notes where a member is, whom its certificate has named. It is reached there before the cluster has noted it too,
+    /// since that may take this member's voice.
+    fn note_moved(&self, member: u64, from: &str, to: &str) {
+        let moved = Moved { from: from.to_owned(), to: to.to_owned() };
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner).insert(member, moved);
+    }
+
+    /// Where a member is that the cluster knows at an address.
+    fn found_at(&self, member: u64, known: String) -> String {
+        let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        match moved.get(&member) {
+            Some(Moved { from, to }) if *from == known => to.clone(),
+            _ => known,
+        }
     }
 
     /// Notes that this member was removed. Only the first reason counts.

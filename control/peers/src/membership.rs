@@ -274,7 +274,13 @@ pub(crate) async fn answer(peers: &Peers, member: u64, request: Request<Incoming
         }
     };
     let members = peers.own().ok().and_then(|own| own.store.members().ok()).unwrap_or_default();
-    let belongs = members.iter().any(|known| known.id == member);
+    let known = members.iter().find(|known| known.id == member);
+    if let (Some(known), Ask::Move { id, address }) = (known, &ask)
+        && *id == member
+    {
+        peers.inner.note_moved(member, &known.address, address);
+    }
+    let belongs = known.is_some();
     let reply = match ask {
         Ask::Hello => Ok(serde_json::Value::Null),
         Ask::Gone => {
