@@ -267,6 +267,36 @@ async fn a_snapshot_goes_on_where_a_connection_broke() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_begins_anew_when_its_receiver_was_restarted_midway() {
+    let mut cluster = Cluster::new(1, small_history()).await;
+    for index in 0..8 {
+        write(&cluster.nodes[0].store, &format!("k{index}"), &"large".repeat(60_000)).await;
+    }
+    cluster.nodes[0].store.compact().await;
+    cluster.add(small_history()).await;
+    cluster.net.break_after(3, usize::MAX);
+    let id = cluster.nodes[1].store.member_id().unwrap();
+    cluster.nodes[0].store.add_learner(id, "1").await.unwrap();
+    while cluster.net.pieces().len() < 3 {
+        tokio::time::sleep(LOOK).await;
+    }
+    cluster.nodes[1].store.shutdown().await;
+    cluster.restart("1").await;
+    cluster.net.break_after(usize::MAX, 0);
+    cluster.agree().await;
+    let pieces = cluster.net.pieces();
+    let (first, last) = (pieces[0].0, pieces.last().unwrap().0);
+    assert_ne!(first, last, "what the first transfer had brought was lost with its receiver");
+    let last: Vec<_> = pieces.iter().filter(|(transfer, _)| *transfer == last).map(|(_, n)| *n).collect();
+    assert!(last.len() > 4, "{pieces:?}");
+    assert_eq!(last, (0..last.len() as u64).collect::<Vec<_>>(), "the whole of it: {pieces:?}");
+    // It is a member like any other afterwards.
+    cluster.promote(id).await;
+    write(&cluster.nodes[1].store, "after", "1").await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_member_stops_serving() {
     let cluster = three().await;
     let leader = cluster.leader().await;
