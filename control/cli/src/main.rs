@@ -119,6 +119,7 @@ fn run(cli: Cli) -> Result<()> {
     if let Command::OciShim(arguments) = &cli.command {
         return commands::oci_shim::run(arguments);
     }
+    limits::tune_allocator();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(dispatch(cli))
 }
 

@@ -21,8 +21,10 @@ use crate::health::{Reopen, advice};
 use crate::storage::{Counters, Counting};
 use crate::volume::Volume;
 
-/// The version of a database as a whole: which tables there are and what they mean.
-const FORMAT: u32 = 1;
+/// The version of a database as a whole: which tables there are and what they mean. The first had no packed values, and is
+/// read as well.
+const FORMAT: u32 = 2;
+const FORMAT_MIN: u32 = 1;
 /// redb's own cache. The state is in memory anyway.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -122,6 +124,8 @@ pub(crate) struct Disk {
     volume: Arc<dyn Volume>,
     held: RwLock<Held>,
     counters: Arc<Counters>,
+    /// The version that it was in when it was first opened.
+    format: u32,
 }
 
 #[derive(Debug)]
@@ -158,7 +162,16 @@ impl Disk {
                 create(volume, name, init)?;
                 Self::existing(volume.clone(), name, init)
             }
-            opened => opened,
+            opened => {
+                let disk = opened?;
+                // Before there is anything that an earlier version would misread.
+                if disk.format < FORMAT {
+                    disk.write(Durability::Immediate, |view| {
+                        write_meta(view, FORMAT_KEY, &FORMAT.to_le_bytes())
+                    })?;
+                }
+                Ok(disk)
+            }
         }
     }
 
@@ -181,7 +194,7 @@ impl Disk {
         let counters = Arc::new(Counters::default());
         let database = start(&*volume, file, name, &counters)?;
         let held = RwLock::new(Held { state: State::Open(database), generation: 0 });
-        let disk = Self { name, volume, held, counters };
+        let mut disk = Self { name, volume, held, counters, format: FORMAT };
         let format = match disk.read(|view| read_meta(view, FORMAT_KEY))? {
             Some(format) => format.try_into().map(u32::from_le_bytes).unwrap_or_default(),
             None => {
@@ -192,7 +205,8 @@ impl Disk {
                 FORMAT
             }
         };
-        if format == FORMAT {
+        if (FORMAT_MIN..=FORMAT).contains(&format) {
+            disk.format = format;
             return Ok(disk);
         }
         Err(DiskError::Version { name: name.into(), found: format, known: FORMAT })

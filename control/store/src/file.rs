@@ -13,6 +13,7 @@ use crate::codec::{DecodeError, Reader, put_bytes, put_u32, put_u64};
 use crate::disk::{Disk, DiskError, ReadError, read_meta, write_meta};
 use crate::encryption::Vault;
 use crate::log::MEMBER;
+use crate::pack::{pack, unpack};
 #[cfg(feature = "simulation")]
 use crate::simulation::plant;
 use crate::types::{LogId, Membership, StoredMembership, put_log_id, read_log_id};
@@ -261,8 +262,13 @@ impl StateFile {
 
     /// A record as it is written.
     fn record(&self, key: &Key, record: &Record) -> Result<Vec<u8>, redb::Error> {
-        let place = key.as_str().as_bytes();
-        self.vault.protect(key, place, record.encode()).map_err(redb::Error::Io)
+        self.at_rest(key, key.as_str().as_bytes(), record.encode())
+    }
+
+    /// What belongs to a key, as it is written to a place: encrypted or packed.
+    fn at_rest(&self, key: &Key, place: &[u8], value: Vec<u8>) -> Result<Vec<u8>, redb::Error> {
+        // What is encrypted can't be packed: then this does nothing.
+        self.vault.protect(key, place, value).map(pack).map_err(redb::Error::Io)
     }
 
     fn insert_history<'a>(
@@ -275,8 +281,8 @@ impl StateFile {
         for change in changes.into_iter().filter(|change| change.revision.0 > floor) {
             let place = if change.revision.0 == last.0 { last.1 + 1 } else { 0 };
             last = (change.revision.0, place);
-            let encoded = self.vault.protect(&change.key, &history_place(last), change.encode());
-            table.insert(last, &*encoded.map_err(redb::Error::Io)?)?;
+            let encoded = self.at_rest(&change.key, &history_place(last), change.encode())?;
+            table.insert(last, &*encoded)?;
         }
         Ok(())
     }
@@ -290,8 +296,10 @@ impl StateFile {
         for row in view.open_table(RECORDS)?.iter()? {
             let (key, bytes) = row?;
             let key = key.value();
-            let bytes = self.vault.reveal(key.as_bytes(), bytes.value()).map_err(ReadError::decode(key))?;
-            visit(Key::new(key), Record::decode(&bytes).map_err(ReadError::decode(key))?)?;
+            let what = || ReadError::decode(key);
+            let bytes = unpack(bytes.value()).map_err(what())?;
+            let bytes = self.vault.reveal(key.as_bytes(), &bytes).map_err(what())?;
+            visit(Key::new(key), Record::decode(&bytes).map_err(what())?)?;
         }
         Ok(())
     }
@@ -306,7 +314,8 @@ impl StateFile {
             let (place, bytes) = row?;
             let place = place.value();
             let what = |error| ReadError::Decode { what: format!("history {place:?}"), error };
-            let bytes = self.vault.reveal(&history_place(place), bytes.value()).map_err(what)?;
+            let bytes = unpack(bytes.value()).map_err(what)?;
+            let bytes = self.vault.reveal(&history_place(place), &bytes).map_err(what)?;
             visit(Change::decode(&bytes).map_err(what)?)?;
         }
         Ok(())

@@ -19,10 +19,10 @@ use crate::types::LogId;
 
 /// Bytes of the log after which the state is brought to rest: what a start has to apply again is no more than this and what
 /// comes while it is saved. Large objects must not fill the disk with a log, either.
-const LOG_BYTES: usize = 32 * 1024 * 1024;
+const LOG_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes beyond which applying waits. More than the backlog at which nothing is committed any more while the disk fails,
 /// together with what may be under way at that moment: a leader never waits for a disk that fails.
-const BACKLOG_BYTES_MAX: usize = 128 * 1024 * 1024;
+const BACKLOG_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// How far the saving is.
 #[derive(Clone, Debug, Default)]

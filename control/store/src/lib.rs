@@ -33,6 +33,7 @@ mod machine;
 mod member;
 mod messages;
 mod ordered;
+mod pack;
 mod peers;
 mod raft;
 mod record;

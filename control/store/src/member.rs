@@ -28,7 +28,7 @@ use crate::{CommitError, Committed, Leadership, Txn};
 const PROPOSALS_KIB_MAX: usize = 64 * 1024;
 /// Bytes of the log that may wait for a state file that can't be written before nothing more is committed: twice as many
 /// as it is when all is well.
-const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
+const BACKLOG_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// How many forwarded proposals are known: more than can be sent while one of them is on its way.
 const FORWARDED_MAX: usize = 64 * 1024;
 /// How long a request may look for a leader, and wait for what it says. Longer than two elections.

@@ -99,7 +99,7 @@ pub struct LogBounds {
 }
 
 impl LogBounds {
-    const DEFAULT: Self = Self { snapshot_entries: 50_000, kept_entries: 1_000, lag_entries: 52_000 };
+    const DEFAULT: Self = Self { snapshot_entries: 100_000, kept_entries: 1_000, lag_entries: 102_000 };
 
     /// In a simulation a log is short, so that what happens at its end happens often.
     fn now() -> Self {

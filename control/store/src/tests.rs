@@ -52,3 +52,13 @@ fn small_history() -> HistoryBounds {
 async fn write(store: &Store, name: &str, value: &str) -> Revision {
     store.commit(put(name, value)).await.unwrap().revision
 }
+
+/// So many bytes that can't be packed.
+pub(crate) fn noise(bytes: usize) -> String {
+    let mut state = bytes as u64;
+    let letter = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'0' + (state >> 58) as u8)
+    };
+    (0..bytes).map(letter).collect()
+}

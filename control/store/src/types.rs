@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::apply::Rejection;
 use crate::codec::{self, DecodeError, Reader, put_u64};
 use crate::encryption::Vault;
+use crate::pack::{pack, unpack};
 use crate::{Revision, Txn};
 
 /// What raft and the store's tasks run on.
@@ -111,18 +112,19 @@ pub(crate) fn encode_entry(entry: &Entry) -> Result<Vec<u8>, serde_json::Error> 
     Ok(codec::seal(out, ENTRY_VERSION))
 }
 
-/// Writes an entry as it lies in the log.
+/// Writes an entry as it lies in the log: encrypted or packed.
 pub(crate) fn encode_entry_at_rest(entry: &Entry, vault: &Vault) -> io::Result<Vec<u8>> {
     let Payload::Normal(command) = &entry.payload else { return Ok(encode_entry(entry)?) };
-    if !vault.protects_txn(&command.0) {
-        return Ok(encode_entry(entry)?);
-    }
     let mut txn = Vec::with_capacity(command.0.size() + 64);
     command.0.encode(&mut txn);
-    let mut out = codec::unsealed(txn.len() + 128);
+    let (kind, txn) = match vault.protects_txn(&command.0) {
+        true => (ENCRYPTED, vault.encrypt(&entry_place(&entry.log_id), &txn)?),
+        false => (TRANSACTION, pack(txn)),
+    };
+    let mut out = codec::unsealed(txn.len() + 32);
     put_log_id(&mut out, &entry.log_id);
-    out.push(ENCRYPTED);
-    out.extend_from_slice(&vault.encrypt(&entry_place(&entry.log_id), &txn)?);
+    out.push(kind);
+    out.extend_from_slice(&txn);
     Ok(codec::seal(out, ENTRY_VERSION))
 }
 
@@ -140,7 +142,7 @@ pub(crate) fn decode_entry_at_rest(input: &[u8], vault: &Vault) -> Result<Entry,
     let rest = &body[reader.at()..];
     let payload = match kind {
         BLANK if rest.is_empty() => Payload::Blank,
-        TRANSACTION => Payload::Normal(Command(Arc::new(Txn::decode(rest)?))),
+        TRANSACTION => Payload::Normal(Command(Arc::new(Txn::decode(&unpack(rest)?)?))),
         ENCRYPTED => {
             let txn = vault.reveal(&entry_place(&log_id), rest)?;
             Payload::Normal(Command(Arc::new(Txn::decode(&txn)?)))

@@ -17,16 +17,16 @@ const SLACK_BYTES: u64 = 16 * 1024 * 1024;
 
 #[test]
 fn files_and_memory_level_off() {
-    soak(36_000, HistoryBounds { changes_max: 2_000, bytes_max: 4 * 1024 * 1024 });
+    soak(36_000, 12_000, HistoryBounds { changes_max: 2_000, bytes_max: 4 * 1024 * 1024 });
 }
 
 #[test]
 #[ignore = "takes a minute or more: what CI writes shows the same"]
 fn files_and_memory_level_off_over_a_million_writes() {
-    soak(1_000_000, HistoryBounds::default());
+    soak(1_000_000, 250, HistoryBounds::default());
 }
 
-fn soak(writes: usize, history: HistoryBounds) {
+fn soak(writes: usize, value_bytes: usize, history: HistoryBounds) {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (mut files, mut memory) = (Vec::new(), Vec::new());
@@ -38,7 +38,7 @@ fn soak(writes: usize, history: HistoryBounds) {
                 tokio::spawn(async move {
                     for turn in 0..writes / ROUNDS / CLIENTS {
                         let key = Key::from(format!("/soak/{}", (client + turn * CLIENTS) % KEYS));
-                        let value = format!("{round} {turn:0250}");
+                        let value = format!("{round} {turn:0value_bytes$}");
                         let none: [(&str, &str); 0] = [];
                         let draft = Draft::new(&json!({ "metadata": {}, "value": value }), none);
                         store.commit(Txn::new().put(key, Precondition::Any, draft)).await.unwrap();

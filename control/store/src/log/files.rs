@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::blocks::Blocks;
 use super::find::{Contents, Found, NAME, Segment, failed, find, is_spare, name, spare_name};
 use super::index::Place;
-use super::segment::{BLOCK_BYTES, End, Facts, Head, Record, body_at, frame_bytes};
+use super::segment::{BLOCK_BYTES, End, FORMAT, Facts, Head, Record, body_at, frame_bytes};
 use crate::codec::DecodeError;
 use crate::disk::DiskError;
 use crate::encryption::Vault;
@@ -112,7 +112,7 @@ impl Files {
                 .encode(&mut body)
                 .map_err(|error| failed(&error.into()))?;
         }
-        let head = Head { id: 1, link: 0, facts };
+        let head = Head { id: 1, link: 0, facts, format: FORMAT };
         let size = segment_bytes(0, frame_bytes(body.len()));
         let (file, end) = self.begin(FRESH, size, &head)?;
         if !body.is_empty() {
@@ -222,7 +222,9 @@ impl Files {
     }
 
     fn append_to(&self, held: &mut Held, body: &[u8], facts: &Facts) -> Result<(u64, usize), DiskError> {
-        let room = held.segments.back().map_or(0, |segment| segment.size.saturating_sub(held.end.at));
+        // A segment of an earlier version is not written any more: whoever knows only that one shall not take it for its own.
+        let last = held.segments.back().filter(|segment| segment.format == FORMAT);
+        let room = last.map_or(0, |segment| segment.size.saturating_sub(held.end.at));
         if frame_bytes(body.len()) > room {
             self.rotate(held, frame_bytes(body.len()))?;
         }
@@ -245,7 +247,7 @@ impl Files {
     /// Goes on in another segment.
     fn rotate(&self, held: &mut Held, needed: usize) -> Result<(), DiskError> {
         let id = held.segments.back().map_or(1, |last| last.id + 1);
-        let head = Head { id, link: held.end.link, facts: held.facts };
+        let head = Head { id, link: held.end.link, facts: held.facts, format: FORMAT };
         let fits = |(_, size): &(String, usize)| *size >= BLOCK_BYTES + needed;
         let (from, size) = match held.spares.iter().position(fits) {
             Some(spare) => held.spares.remove(spare),
@@ -254,7 +256,7 @@ impl Files {
         let (file, end) = self.begin(&from, size, &head)?;
         self.publish(&from, id)?;
         self.opened().insert(id, file);
-        held.segments.push_back(Segment { id, size, next: 0 });
+        held.segments.push_back(Segment { id, size, next: 0, format: FORMAT });
         held.end = end;
         held.tail.clear();
         Ok(())

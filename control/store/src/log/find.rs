@@ -83,6 +83,8 @@ pub(super) struct Segment {
     pub(super) size: usize,
     /// Behind the last index in it.
     pub(super) next: u64,
+    /// The version that it was begun in.
+    pub(super) format: u32,
 }
 
 /// A log as it was found.
@@ -163,7 +165,7 @@ fn read(found: &mut Option<Found>, id: u64, file: Arc<dyn VolumeFile>, bytes: &[
             Ok(())
         })
     })?;
-    segments.push_back(Segment { id, size: bytes.len(), next });
+    segments.push_back(Segment { id, size: bytes.len(), next, format: head.format });
     files.insert(id, file);
     let tail = bytes[end.at / BLOCK_BYTES * BLOCK_BYTES..end.at].to_vec();
     *found = Some(Found { contents, segments, files, start, orphans: Vec::new(), end, tail, closed });

@@ -13,8 +13,9 @@ use crate::types::{LogId, Vote};
 
 /// What is written at once: the unit of the system's and of nearly all disks.
 pub(super) const BLOCK_BYTES: usize = 4096;
-/// The version of the log as a whole. The first was a database.
-pub(super) const FORMAT: u32 = 2;
+/// The version of the log as a whole. The first was a database; the second had no packed entries, and is read as well.
+pub(super) const FORMAT: u32 = 3;
+const FORMAT_MIN: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"lichlog\n";
 /// Behind the magic number, the version and the checksum.
@@ -81,6 +82,8 @@ pub(super) struct Head {
     /// The checksum at the end of the one before.
     pub(super) link: u32,
     pub(super) facts: Facts,
+    /// The version that it was begun in.
+    pub(super) format: u32,
 }
 
 impl Head {
@@ -88,7 +91,7 @@ impl Head {
     pub(super) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut out = Vec::with_capacity(BLOCK_BYTES);
         out.extend_from_slice(&MAGIC);
-        put_u32(&mut out, FORMAT);
+        put_u32(&mut out, self.format);
         put_u32(&mut out, 0);
         put_u64(&mut out, self.id);
         put_u32(&mut out, self.link);
@@ -114,14 +117,14 @@ impl Head {
         if found != computed {
             return Err(DecodeError::Checksum { found, computed }.into());
         }
-        if format != FORMAT {
+        if !(FORMAT_MIN..=FORMAT).contains(&format) {
             return Err(Damage::Version(format));
         }
         let (id, link) = (reader.u64()?, reader.u32()?);
         let (member, next) = (reader.u64()?, reader.u64()?);
         let (purged, committed) = (read_optional(&mut reader)?, read_optional(&mut reader)?);
         let vote = serde_json::from_slice(reader.bytes()?).map_err(|_| DecodeError::Malformed("the vote"))?;
-        Ok((Self { id, link, facts: Facts { member, vote, purged, committed, next } }, found))
+        Ok((Self { id, link, facts: Facts { member, vote, purged, committed, next }, format }, found))
     }
 }
 

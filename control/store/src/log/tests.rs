@@ -13,7 +13,7 @@ use super::writer::{Encoded, Write, encode};
 use crate::disk::DiskError;
 use crate::encryption::Vault;
 use crate::tests::disk::{Fault, Machine};
-use crate::tests::put;
+use crate::tests::{noise, put};
 use crate::types::{Command, Entry, LogId, Payload, Vote};
 use crate::volume::Volume;
 
@@ -46,7 +46,7 @@ fn log_id(index: u64, term: u64) -> LogId {
 }
 
 fn entry(index: u64, term: u64, bytes: usize) -> Entry {
-    let payload = Payload::Normal(Command(put("k", &"x".repeat(bytes)).into()));
+    let payload = Payload::Normal(Command(put("k", &noise(bytes)).into()));
     Entry { log_id: log_id(index, term), payload }
 }
 
@@ -60,7 +60,7 @@ impl Model {
             Op::Vote(term) => self.vote = Some(term),
             Append(from, count, bytes) => {
                 let term = self.term();
-                let size = put("k", &"x".repeat(bytes)).size();
+                let size = put("k", &noise(bytes)).size();
                 self.entries.extend((from..).take(count).map(|index| (index, term, size)));
             }
             Truncate(from) => self.entries.retain(|(index, ..)| *index < from),

@@ -212,7 +212,7 @@ async fn a_check_reads_everything_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_another_version_is_refused_and_named() {
     for (file, found, known) in
-        [(LOG, 0u32, 2), (LOG, 1, 2), (LOG, 3, 2), ("state.redb", 0, 1), ("state.redb", 2, 1)]
+        [(LOG, 0u32, 3), (LOG, 1, 3), (LOG, 4, 3), ("state.redb", 0, 2), ("state.redb", 3, 2)]
     {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Config::new(dir.path())).await.unwrap();

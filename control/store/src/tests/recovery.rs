@@ -8,7 +8,7 @@ use redb::{Durability, ReadableTable as _};
 use tokio::sync::oneshot;
 
 use super::disk::{FAULTS, Fault, Machine, NO_SPACE};
-use super::{put, value};
+use super::{noise, put, value};
 use crate::disk::{Disk, read_meta, write_meta};
 use crate::health::Reopen as _;
 use crate::{CommitError, ErrorKind, Store};
@@ -93,7 +93,7 @@ async fn run(machine: &Machine, store: &Store, dir: &str, known: &mut Known, con
             known.put(store, name, &round.to_string()).await;
         }
         store.compact().await;
-        known.put(store, "large", &"x".repeat(20_000 + round)).await;
+        known.put(store, "large", &noise(20_000 + round)).await;
     }
     mend.send(()).unwrap();
     known.refused.extend(watcher.await.unwrap());

@@ -451,9 +451,16 @@ fn key(index: usize) -> String {
     format!("bench-{index:05}")
 }
 
-/// A value that no other put has.
+/// A value that no other put has, of letters without order: neither store shall save what a real value would cost it.
 fn value(index: usize) -> String {
-    format!("{index:0VALUE_BYTES$}")
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut state = index as u64;
+    let letter = |_| {
+        // Knuth's linear congruential generator, of which the upper bits are good enough.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(LETTERS[(state >> 58) as usize])
+    };
+    (0..VALUE_BYTES).map(letter).collect()
 }
 
 #[cfg(test)]
