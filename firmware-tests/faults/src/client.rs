@@ -77,6 +77,38 @@ fn config_map(name: &str, value: &str, revision: Option<Revision>) -> Value {
     object
 }
 
+/// What an answer says beside the outcome.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Nothing,
+    /// The uid of what was deleted.
+    Deleted(String),
+    /// What nobody should be told.
+    Strange,
+}
+
+/// What an answer says of a write. Of a deletion that was acknowledged it does not say when that was.
+fn told(step: &Step, answer: &Answer) -> (Outcome, Said) {
+    let outcome = match answer {
+        Answer::Said(200 | 201, body) if step.value.is_some() => match item(body) {
+            Some((_, (revision, _))) => Outcome::Done(revision),
+            None => return (Outcome::Unknown, Said::Strange),
+        },
+        Answer::Said(200, body) => {
+            let uid = body["details"]["uid"].as_str();
+            let said = uid.map_or(Said::Strange, |uid| Said::Deleted(uid.to_owned()));
+            return (Outcome::Unknown, said);
+        }
+        // Too many others wrote it meanwhile.
+        Answer::Said(409, _) if step.expect == Expect::Present => Outcome::Refused,
+        Answer::Said(404 | 409, _) => Outcome::Conflict,
+        Answer::Said(429 | 503, _) | Answer::Unreached => Outcome::Refused,
+        Answer::Said(504, _) | Answer::Unknown => Outcome::Unknown,
+        Answer::Said(..) => return (Outcome::Unknown, Said::Strange),
+    };
+    (outcome, Said::Nothing)
+}
+
 impl Collection {
     /// The URL of the collection, through a member, or of an object in it.
     pub(crate) fn url(&self, member: usize, name: &str) -> String {
@@ -106,27 +138,15 @@ impl Collection {
         };
         let began = self.records.recorder.now();
         let answer = self.api.call(method.clone(), &url, body.as_ref(), PATIENCE).await;
-        let outcome = match &answer {
-            Answer::Said(200 | 201, body) if value.is_some() => {
-                item(body).map_or(Outcome::Unknown, |(_, (revision, _))| Outcome::Done(revision))
+        let (outcome, said) = told(&step, &answer);
+        match said {
+            Said::Deleted(uid) => {
+                let mut deleted = self.records.deleted.lock().unwrap_or_else(PoisonError::into_inner);
+                deleted.push((began, uid));
             }
-            Answer::Said(200, body) => {
-                if let Some(uid) = body["details"]["uid"].as_str() {
-                    let mut deleted = self.records.deleted.lock().unwrap_or_else(PoisonError::into_inner);
-                    deleted.push((began, uid.to_owned()));
-                }
-                Outcome::Unknown
-            }
-            // Too many others wrote it meanwhile.
-            Answer::Said(409, _) if *expect == Expect::Present => Outcome::Refused,
-            Answer::Said(404 | 409, _) => Outcome::Conflict,
-            Answer::Said(429 | 503, _) | Answer::Unreached => Outcome::Refused,
-            Answer::Said(504, _) | Answer::Unknown => Outcome::Unknown,
-            Answer::Said(code, body) => {
-                self.records.strange(format!("{method} {url}: {code} {body}"));
-                Outcome::Unknown
-            }
-        };
+            Said::Strange => self.records.strange(format!("{method} {url}: {answer:?}")),
+            Said::Nothing => {}
+        }
         self.records.recorder.operation(began, Did::Wrote { steps: vec![step], outcome });
         outcome
     }
@@ -221,5 +241,36 @@ impl Client {
         if let Outcome::Done(revision) = self.collection.write(member, step).await {
             known.insert(key, revision);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_say_what_happened_and_no_more() {
+        let step =
+            |expect, value: Option<&str>| Step { key: "k".into(), expect, value: value.map(str::to_owned) };
+        let check = |step: &Step, answer: Answer, outcome: Outcome, said: Said| {
+            assert_eq!(told(step, &answer), (outcome, said), "{step:?}: {answer:?}");
+        };
+        let put = step(Expect::Present, Some("v"));
+        let swap = step(Expect::Revision(3), Some("v"));
+        let delete = step(Expect::Present, None);
+        let stored = || config_map("k", "v", Some(7));
+        check(&put, Answer::Said(200, stored()), Outcome::Done(7), Said::Nothing);
+        check(&put, Answer::Said(200, json!({})), Outcome::Unknown, Said::Strange);
+        let status = json!({"details": {"uid": "u"}});
+        check(&delete, Answer::Said(200, status), Outcome::Unknown, Said::Deleted("u".into()));
+        check(&delete, Answer::Said(200, json!({})), Outcome::Unknown, Said::Strange);
+        check(&put, Answer::Said(409, json!({})), Outcome::Refused, Said::Nothing);
+        check(&swap, Answer::Said(409, json!({})), Outcome::Conflict, Said::Nothing);
+        check(&put, Answer::Said(404, json!({})), Outcome::Conflict, Said::Nothing);
+        check(&put, Answer::Said(503, json!({})), Outcome::Refused, Said::Nothing);
+        check(&put, Answer::Unreached, Outcome::Refused, Said::Nothing);
+        check(&put, Answer::Said(504, json!({})), Outcome::Unknown, Said::Nothing);
+        check(&put, Answer::Unknown, Outcome::Unknown, Said::Nothing);
+        check(&put, Answer::Said(500, json!({})), Outcome::Unknown, Said::Strange);
     }
 }

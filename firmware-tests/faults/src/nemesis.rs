@@ -57,10 +57,11 @@ fn befall(world: &World, planned: &Planned) -> Result<()> {
             }
         },
     };
+    let leader = (planned.whom == Whom::Leader).then_some(index);
     let index = claim.as_ref().map_or(index, |claim| claim.index);
     let levels = levels(planned)?;
     let name = &world.places[index].name;
-    let leads = if planned.whom == Whom::Leader { ", which leads," } else { "" };
+    let leads = if leader == Some(index) { ", which leads," } else { "" };
     let how = levels.map(|levels| format!(": {levels}")).unwrap_or_default();
     world.say(&format!("{name}{leads} {}{how}, for {:.1} s", planned.fault, planned.lasts.as_secs_f64()));
     match claim {
