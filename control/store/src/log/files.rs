@@ -24,8 +24,9 @@ use crate::volume::{Volume, VolumeFile};
 const SEGMENT_BYTES_MIN: usize = 64 * 1024;
 /// The size to which segments grow with the log, unless one write takes more.
 const SEGMENT_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of files that are kept to be used again.
-const SPARE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of files that are kept to be used again: as many as a log may have when it is made shorter, or what is missing would
+/// be filled with zeros time and again.
+const SPARE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of zeros that are written at once.
 const FILL_BYTES: usize = 256 * 1024;
 
