@@ -3,26 +3,30 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::{Method, Request, Response, StatusCode, header};
+use hyper::{Method, Request, Response, StatusCode, Uri, header};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use lichen_api::Resource;
 use lichen_pki::ClientTrust;
 use serde_json::Value;
+use tower_service::Service;
 
 use crate::kubeconfig::Access;
 
 const JSON: &str = "application/json";
 /// What asks the server for a table rather than objects.
 pub(crate) const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
-/// How long a server may take to be reached until the next one is tried.
+/// How long a server may take to be reached, the handshake included, until the next one is tried: the kernel takes
+/// connections for a server that stands still.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// The longest line of a watch; an object is at most 3 MiB.
 const LINE_BYTES_MAX: usize = 8 << 20;
@@ -40,7 +44,7 @@ pub(crate) struct Refused {
 /// The API of one cluster.
 #[derive(Clone)]
 pub(crate) struct Client {
-    http: hyper_util::client::legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: hyper_util::client::legacy::Client<Impatient, Full<Bytes>>,
     servers: Vec<String>,
     /// The server that answered last.
     current: Arc<AtomicUsize>,
@@ -53,18 +57,23 @@ pub(crate) struct Client {
 impl Client {
     /// A client for the cluster; connects when it is first used.
     pub(crate) fn new(access: &Access) -> Result<Self> {
+        Self::within(access, CONNECT_MAX)
+    }
+
+    /// The same, where each server may take so long to be reached.
+    fn within(access: &Access, connect_max: Duration) -> Result<Self> {
         let trust = ClientTrust::Authority(access.ca_pem.clone());
         let tls = lichen_pki::client_config(&trust, Some(&access.credentials))?;
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_MAX));
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
             .enable_http1()
             .wrap_connector(connector);
-        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+            .build(Impatient(connector, connect_max));
         let Access { servers, ca_pem, namespace, .. } = access.clone();
         Ok(Self { http, servers, current: Arc::default(), ca_pem, namespace })
     }
@@ -189,6 +198,26 @@ impl Client {
     }
 }
 
+/// Connects in time, or not at all.
+#[derive(Clone)]
+struct Impatient(HttpsConnector<HttpConnector>, Duration);
+
+impl Service<Uri> for Impatient {
+    type Response = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+    type Error = <HttpsConnector<HttpConnector> as Service<Uri>>::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, server: Uri) -> Self::Future {
+        let max = self.1;
+        let connected = tokio::time::timeout(max, self.0.call(server));
+        Box::pin(async move { connected.await.map_err(|_| format!("it does not answer within {max:?}"))? })
+    }
+}
+
 /// The lines of a body that arrives over time.
 pub(crate) struct Lines {
     body: Incoming,
@@ -265,6 +294,27 @@ mod tests {
         for (resource, namespace, name, expect) in cases {
             assert_eq!(path(resource, namespace, name), expect);
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stands_still_is_passed_over() {
+        // The kernel takes the connection, and nobody answers.
+        let still: Vec<_> = (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let servers: Vec<_> =
+            still.iter().map(|still| format!("https://{}", still.local_addr().unwrap())).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let authority = lichen_pki::Authority::open_or_create(dir.path()).unwrap();
+        let access = Access {
+            servers: servers.clone(),
+            ca_pem: authority.ca_pem().to_owned(),
+            credentials: authority.issue_client("admin", None).unwrap(),
+            namespace: "default".into(),
+        };
+        let client = Client::within(&access, Duration::from_millis(20)).unwrap();
+        let error = client.create("/api/v1/namespaces", &Value::Null).await.unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains(&servers.join(", ")), "{error}");
+        assert!(error.contains("does not answer within 20ms"), "{error}");
     }
 
     #[test]
