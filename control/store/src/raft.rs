@@ -89,6 +89,7 @@ impl Pace {
 
 /// How long the log may be.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "simulation"), allow(unreachable_pub, reason = "only a simulation sets them"))]
 pub struct LogBounds {
     /// Entries after which the state is brought to rest and the log before it may go.
     pub snapshot_entries: u64,

@@ -18,6 +18,8 @@ use lichen_workload::{
 
 /// Longer than any step takes; reaching it means that something hangs.
 const LONG: Duration = Duration::from_secs(60);
+/// How often a test looks whether something has come to be.
+const LOOK: Duration = Duration::from_millis(10);
 /// Tells the process that is there for crun alone.
 const CRUN_ALONE: &str = "LICHEN_TEST_CRUN_ALONE";
 const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
@@ -232,7 +234,19 @@ impl Subject for Bench {
     }
 
     fn end_unseen<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, ()> {
-        async { kill("-TERM", &self.init(id)) }.boxed()
+        async {
+            kill("-TERM", &self.init(id));
+            // Its shim has told when this is there.
+            let told = self.config.dir.join(id.as_str()).join("ended.json");
+            tokio::time::timeout(LONG, async {
+                while !told.exists() {
+                    tokio::time::sleep(LOOK).await;
+                }
+            })
+            .await
+            .expect("it ends in time");
+        }
+        .boxed()
     }
 
     fn prints_and_exits(&self, id: ContainerId, code: i32) -> ContainerSpec {

@@ -27,8 +27,8 @@ pub trait Subject {
     /// Whether containers outlive their agent.
     fn outlives(&self) -> bool;
 
-    /// Makes a container of [`runs`](Self::runs) end with 0, not by a runtime's stop. Only asked where containers outlive
-    /// their agent.
+    /// Makes a container of [`runs`](Self::runs) end with 0, not by a runtime's stop, and waits until it has. Only asked
+    /// where containers outlive their agent.
     fn end_unseen<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, ()>;
 
     /// A container that prints `one`, `two`, `three` on three lines and exits with this code.
