@@ -6,6 +6,7 @@ mod bench;
 use std::time::Duration;
 
 use bench::{benches, text};
+use futures_util::StreamExt;
 use lichen_workload::conformance;
 use lichen_workload::{
     ContainerId, ContainerSpec, ExecRequest, Exit, Limits, LogLimits, LogOptions, Mount, Runtime,
@@ -183,9 +184,11 @@ async fn a_log_goes_on_whoever_the_agent_is() {
         let next = lichen_workload::OciRuntime::new(bench.config.clone(), std::time::SystemTime::now);
         next.adopt().await.unwrap();
         let mut events = next.events();
-        let follower = next
+        let mut follower = next
             .logs(&id, LogOptions { follow: true, tail_lines: Some(0), ..LogOptions::default() })
             .unwrap();
+        // From the first line on it misses nothing.
+        follower.next().await.unwrap().unwrap();
         std::fs::remove_file(gate.join("open")).unwrap();
         let followed = text(follower).await;
         assert!(followed.ends_with("end\nno line end\n"), "{followed}");
