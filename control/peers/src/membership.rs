@@ -333,6 +333,18 @@ fn answers(silent: &BTreeMap<u64, Duration>, id: u64) -> bool {
     silent.get(&id).is_some_and(|silent| *silent < SILENT_MAX)
 }
 
+/// For how long members have been silent. A leader that has just taken over gives those a moment that it has not heard yet.
+async fn silent_for(store: &Store, of: impl Iterator<Item = &u64> + Clone) -> BTreeMap<u64, Duration> {
+    let until = Instant::now() + SILENT_MAX;
+    loop {
+        let silent = store.silent_for();
+        if of.clone().all(|id| silent.contains_key(id)) || Instant::now() >= until {
+            return silent;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
 fn refused<T>(why: String) -> Result<T, CommitError> {
     Err(CommitError::Membership(why))
 }
@@ -362,12 +374,12 @@ async fn remove(store: &Store, own: u64, id: u64) -> Result<String, CommitError>
         return refused(format!("there is no member {id:016x}"));
     };
     if member.role != Role::Learner {
-        let silent = store.silent_for();
         let rest: Vec<u64> = members
             .iter()
             .filter(|member| member.role != Role::Learner && member.id != id)
             .map(|member| member.id)
             .collect();
+        let silent = silent_for(store, rest.iter().filter(|id| **id != own)).await;
         if rest.is_empty() {
             return refused(format!(
                 "member {id:016x} is the last voter and can't be removed: add another one first"
@@ -407,7 +419,7 @@ async fn transfer(store: &Store, id: u64) -> Result<(), CommitError> {
         return Ok(());
     }
     if members.iter().any(|member| member.id == id && member.role != Role::Learner)
-        && !answers(&store.silent_for(), id)
+        && !answers(&silent_for(store, [id].iter()).await, id)
     {
         return refused(format!("member {id:016x} does not answer: it can't lead"));
     }
