@@ -2,8 +2,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -109,4 +111,19 @@ fn append(log: &Path) -> Result<File> {
     }
     let file = OpenOptions::new().create(true).append(true).open(log);
     file.with_context(|| format!("opening {}", log.display()))
+}
+
+/// A loopback address that nothing listens on. Its port is below those that systems give to connections, so that it is free
+/// still when a server starts there again.
+pub fn free_address() -> String {
+    const PORTS: std::ops::Range<u32> = 10_000..30_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Tests that run at once begin at ports of their own.
+        let next = std::process::id().wrapping_mul(64).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let address = format!("127.0.0.1:{}", PORTS.start + next % (PORTS.end - PORTS.start));
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
 }

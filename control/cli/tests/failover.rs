@@ -2,14 +2,13 @@
 //! were, every member answers as if there were one server, and what was acknowledged is there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lichen_firmware_tests::cluster::succeed;
 use lichen_firmware_tests::kubectl::Kubectl;
-use lichen_firmware_tests::process::Process;
+use lichen_firmware_tests::process::{Process, free_address};
 use lichen_firmware_tests::writer::{BATCH, Writer};
 use serde_json::Value;
 
@@ -39,10 +38,6 @@ struct World {
     agents: Vec<Process>,
 }
 
-fn free() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
 /// Waits until something is so.
 fn until<T>(what: &str, mut is: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -63,7 +58,8 @@ fn client(dir: &Path, arguments: &[&str]) -> Command {
 
 impl World {
     fn start(dir: &Path) -> World {
-        let member = || Member { api: free(), mqtt: free(), peer: free(), server: None };
+        let member =
+            || Member { api: free_address(), mqtt: free_address(), peer: free_address(), server: None };
         let members = std::iter::repeat_with(member).take(MEMBERS).collect();
         let mut world = World { dir: dir.into(), members, agents: Vec::new() };
         world.start_server(0, &["--cluster-init"]);

@@ -1,12 +1,11 @@
 //! A control plane of three processes: they join, one is killed, one is removed, one loses its disk.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lichen_firmware_tests::cluster::succeed;
-use lichen_firmware_tests::process::Process;
+use lichen_firmware_tests::process::{Process, free_address};
 use serde_json::Value;
 
 const LICHEN: &str = env!("CARGO_BIN_EXE_lichen");
@@ -23,8 +22,8 @@ struct Place {
 
 impl Place {
     fn new(name: &'static str, dir: &Path) -> Place {
-        let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        Place { name, dir: dir.into(), api: port(), mqtt: port(), peer: port() }
+        let [api, mqtt, peer] = std::array::from_fn(|_| free_address());
+        Place { name, dir: dir.into(), api, mqtt, peer }
     }
 
     fn data(&self) -> PathBuf {
