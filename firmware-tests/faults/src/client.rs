@@ -70,7 +70,9 @@ pub(crate) fn item(object: &Value) -> Option<(String, (Revision, String))> {
 }
 
 fn config_map(name: &str, value: &str, revision: Option<Revision>) -> Value {
-    let mut object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"value": value}});
+    let mut object = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"value": value},
+    });
     if let Some(revision) = revision {
         object["metadata"]["resourceVersion"] = json!(revision.to_string());
     }

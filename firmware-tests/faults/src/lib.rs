@@ -1,10 +1,11 @@
 //! A control plane of real processes under a schedule of faults.
 //!
-//! Each member is a process on a machine of its own, which is a network namespace, with a disk of its own, which is a
-//! file system in a file. Members are killed, stopped, cut off and replaced, their disks are slow, full and failing and
-//! their clocks jump, as a seed says, while clients write, read, list and watch through all of them over the API, and pods run on nodes. Then everything is healed, and what they saw is held against what
-//! one store that does one thing at a time could have shown them (`lichen_firmware_tests::history`). No server may end
-//! by itself, and all must be well again by themselves.
+//! Each member is a process on a machine of its own, which is a network namespace, with a disk of its own, which is a file
+//! system in a file. Members are killed, stopped, cut off and replaced, their disks are slow, full and failing and their
+//! clocks jump, as a seed says, while clients write, read, list and watch through all of them over the API, and pods run on
+//! nodes. Then everything is healed, and what they saw is held against what one store that does one thing at a time could
+//! have shown them (`lichen_firmware_tests::history`). No server may end by itself, and all must be well again by
+//! themselves.
 //!
 //! The seed determines the schedule, not what comes of it: processes run as they like. The simulation
 //! (`lichen-simulation --store`) plays the same on made-up networks and disks, and repeats itself to the letter.

@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "IP:PORT")]
     peer_addr: Option<SocketAddr>,
     /// How often the member that leads lets the others hear from it, 50ms to 1s: the same for all. They look for another
-    /// leader after four to eight of these. Longer ones are for slow machines and links.
+    /// leader after six to seven of these. Longer ones are for slow machines and links.
     #[arg(long, value_name = "DURATION", default_value = "125ms", value_parser = pace)]
     heartbeat_interval: Pace,
 }
